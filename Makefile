@@ -1,0 +1,72 @@
+# Stoker's commands; `make` alone lists them. Needs Python 3.11 to 3.13 with venv, git and make.
+#
+# PYTHON=python3.12                the Python that makes the environments
+# STOKER_ENGINE_VENV=FOLDER        an engine environment elsewhere, to share one between checkouts
+# STOKER_ENGINE=cpu|gpu            what the engine environment is for, where the host is not to decide it
+# UPGRADE=1                        make lock: take the newest versions
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export STOKER_ENGINE_VENV ?= $(CURDIR)/.venv-engine
+DEMO := .demo
+WORKERS ?= 2
+SOURCES := shared daemon tui tests configs  # named, since ruff reads .gitignore in a git checkout only
+
+.PHONY: help
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: ## the environment of the daemon, the CLI, the TUI and the tests (.venv)
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON): install Python 3.11, 3.12 or 3.13, or say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) configs/locks/make_env.py venv $(VENV)
+
+.PHONY: engine
+engine: ## the environment of vLLM and torch (.venv-engine), and the demo's model (.demo/model)
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON): install Python 3.11, 3.12 or 3.13, or say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) configs/locks/make_env.py engine "$(STOKER_ENGINE_VENV)"
+	@[ -f $(DEMO)/model/config.json ] || "$(STOKER_ENGINE_VENV)/bin/python" configs/demo/fetch_model.py $(DEMO)/model
+
+.PHONY: demo
+demo: venv engine ## play the whole loop on a real model, with a daemon of its own
+	@$(BIN)/python configs/demo/demo.py --home $(DEMO)/home --engine "$(STOKER_ENGINE_VENV)" --model $(DEMO)/model
+
+.PHONY: demo-stop
+demo-stop: ## end the demo's daemon and all that it started
+	@[ ! -x $(BIN)/python ] || $(BIN)/python configs/demo/demo.py --home $(DEMO)/home --stop
+
+.PHONY: check
+check: venv ## lint, types, import rules, unit tests: what to run before each commit
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/unit -n $(WORKERS)
+
+.PHONY: test
+test: check engine ## check, and the tests with real processes, a built wheel and a real vLLM
+	$(BIN)/pytest tests/tui tests/nvml -n $(WORKERS)
+	$(BIN)/pytest tests/system
+
+.PHONY: bench
+bench: venv ## the gateway beside nginx, on one core (uses nginx and wrk where they are installed)
+	$(BIN)/python tests/bench/bench_gateway.py
+
+.PHONY: lock
+lock: ## resolve pyproject.toml into configs/locks again
+	@[ -x .venv-lock/bin/uv ] || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install -q uv packaging; }
+	@PATH="$(CURDIR)/.venv-lock/bin:$$PATH" .venv-lock/bin/python configs/locks/lock.py $(if $(UPGRADE),--upgrade)
+
+.PHONY: clean
+clean: demo-stop ## remove what building, testing and the demo left, but not the environments and the model
+	rm -rf build dist *.egg-info $(DEMO)/home .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean ## remove the environments and the model too
+	rm -rf $(VENV) .venv-engine .venv-lock $(DEMO)

@@ -1,0 +1,1 @@
+"""The Stoker daemon: one folder for each arrow of the loop. See docs/architecture.md."""

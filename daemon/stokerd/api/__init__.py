@@ -1,0 +1,1 @@
+"""HTTP over the Unix socket: routes parse, call one service function, and return."""

@@ -1,0 +1,1 @@
+"""The inventory of GPUs, read through NVML, and who holds them."""

@@ -1,0 +1,148 @@
+"""The border to NVIDIA's library: its calls give plain values, and its errors become sentences.
+
+All calls may block for as long as the driver likes: make them in a thread that nobody waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pynvml
+
+T = TypeVar("T")
+
+_CPU = "runs and replicas use the CPU."
+NO_GPU = f"the NVIDIA driver sees no GPU; {_CPU}"
+_NO_DRIVER = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: f"no NVIDIA driver found (libnvidia-ml.so.1 is missing); {_CPU}",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: f"the NVIDIA driver is installed but not loaded; {_CPU}",
+    pynvml.NVML_ERROR_NO_PERMISSION: f"this user may not talk to the NVIDIA driver; {_CPU}",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        f"the NVIDIA driver and its library differ in version (upgraded without a reboot); until a reboot {_CPU}"
+    ),
+}
+_LOST = {
+    pynvml.NVML_ERROR_GPU_IS_LOST: "it fell off the bus; a reset or a reboot is needed",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "it needs a reset",
+    pynvml.NVML_ERROR_NOT_FOUND: "the driver doesn't list it any more",
+}
+# What a healthy GPU may answer to a question that doesn't apply to it, or that this driver or user can't ask.
+_NO_ANSWER = frozenset(
+    {
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+        pynvml.NVML_ERROR_NO_DATA,
+    }
+)
+
+
+class NoDriver(Exception):
+    """NVML can't be used at all; the message says why, in one sentence."""
+
+
+class NotSampled(Exception):
+    """One GPU can't be sampled; the message says why, without a full stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What doesn't change of a GPU. ``handle`` is NVML's, good until `shut_down`; memory in bytes, 0 if not told."""
+
+    handle: Any
+    uuid: str
+    name: str
+    memory_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What changes: bytes, percent, watts; None where this GPU doesn't tell."""
+
+    memory_used: int | None
+    utilisation: float | None
+    power: float | None
+
+
+def start_up() -> int:
+    """Load the library and say how many GPUs there are. Raises `NoDriver`."""
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError as error:
+        raise NoDriver(_NO_DRIVER.get(error.value, f"the NVIDIA driver can't be used ({error}); {_CPU}")) from error
+
+
+def shut_down() -> None:
+    """Give the library back; every handle ends. Never raises."""
+    try:
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # it was never up, or the driver has gone: nothing is left to give back
+        return
+
+
+def identify(index: int) -> Identity:
+    """Find GPU number *index*. Raises `NotSampled`."""
+
+    def ask() -> Identity:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        memory = _memory(handle)
+        return Identity(
+            handle=handle,
+            uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
+            name=str(pynvml.nvmlDeviceGetName(handle)),
+            memory_total=0 if memory is None else int(memory.total),
+        )
+
+    return _translated(ask)
+
+
+def read(identity: Identity) -> Reading:
+    """Sample what is cheap (some µs a call). Raises `NotSampled`."""
+
+    def ask() -> Reading:
+        memory = _memory(identity.handle)
+        used = _optional(pynvml.nvmlDeviceGetUtilizationRates, identity.handle)
+        milliwatts = _optional(pynvml.nvmlDeviceGetPowerUsage, identity.handle)
+        return Reading(
+            memory_used=None if memory is None else int(memory.used),
+            utilisation=None if used is None else float(used.gpu),
+            power=None if milliwatts is None else milliwatts / 1000,
+        )
+
+    return _translated(ask)
+
+
+def read_temperature(identity: Identity) -> float | None:
+    """The core's temperature in °C; dearer than `read`. Raises `NotSampled`."""
+
+    def ask() -> float | None:
+        celsius = _optional(pynvml.nvmlDeviceGetTemperature, identity.handle, pynvml.NVML_TEMPERATURE_GPU)
+        return None if celsius is None else float(celsius)
+
+    return _translated(ask)
+
+
+def _memory(handle: Any) -> Any:
+    """Total and used bytes. The second form counts as nvidia-smi does: the driver's own share is not "used"."""
+    memory = _optional(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    return _optional(pynvml.nvmlDeviceGetMemoryInfo, handle) if memory is None else memory
+
+
+def _optional(call: Callable[..., T], *args: object) -> T | None:
+    try:
+        return call(*args)
+    except pynvml.NVMLError as error:
+        if error.value in _NO_ANSWER:
+            return None
+        raise
+
+
+def _translated(ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except pynvml.NVMLError as error:
+        raise NotSampled(_LOST.get(error.value, f"NVML says: {error}")) from error

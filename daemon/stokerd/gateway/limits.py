@@ -1,0 +1,36 @@
+"""Every bound of the gateway, in one place. Whatever comes from outside is held by one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes, times in seconds.
+
+    ``body_seconds``: without one new byte of a request's body. ``stall_seconds``: without one new byte of an answer
+    that has begun, or with a client that takes none. ``upstream_idle_seconds`` stays under the 5 s after which vLLM's
+    server closes an idle connection, so that few requests meet a connection that is being closed.
+    """
+
+    header_bytes: int = 64 << 10
+    body_bytes: int = 64 * MIB
+    connections: int = 16_384
+    header_seconds: float = 30.0
+    body_seconds: float = 30.0
+    idle_seconds: float = 75.0
+    linger_seconds: float = 2.0
+    connect_seconds: float = 5.0
+    first_byte_seconds: float = 600.0
+    stall_seconds: float = 300.0
+    eject_seconds: float = 1.0
+    upstream_idle_seconds: float = 4.0
+    upstream_header_bytes: int = 256 << 10
+    drain_seconds: float = 30.0
+    shadow_in_flight: int = 64
+    shadow_bytes: int = 64 * MIB
+    records: int = 10_000
+    sweep_seconds: float = 0.5

@@ -1,0 +1,68 @@
+"""The `stokerd` command: the daemon in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import stoker
+from stoker.errors import StokerError
+from stoker.paths import Home, find_home
+from stokerd.app import Daemon
+from stokerd.config import DaemonConfig, load_config
+
+_EPILOG = """\
+exit codes: 0 ended as asked, 2 bad arguments or settings, 3 another stokerd serves this home, 6 something needed
+can't be had (disk, socket), 1 a bug.
+
+examples:
+  stokerd                          serve the default home
+  stokerd --home /srv/stoker       serve another one; then `stoker --home /srv/stoker status`
+  stokerd --home /tmp/try --ephemeral   everything it started ends with it
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "stokerd",
+        description="The Stoker daemon: schedules training, supervises servers, rolls out versions.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--home", type=Path, help="folder for everything it keeps (default: STOKER_HOME, else XDG)")
+    parser.add_argument("--config", type=Path, help="settings (default: stoker.yaml in the home)")
+    parser.add_argument("--ephemeral", action="store_true", help="end all runs and servers when the daemon ends")
+    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--version", action="version", version=f"stokerd {stoker.__version__}")
+    return parser
+
+
+async def _serve(home: Home, config: DaemonConfig, *, ephemeral: bool) -> None:
+    daemon = Daemon(home, config, ephemeral=ephemeral)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.end)
+    await daemon.run()
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = _parser().parse_args()
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        home = find_home(arguments.home)
+        config = load_config(arguments.config or home.config, required=arguments.config is not None)
+        asyncio.run(_serve(home, config, ephemeral=arguments.ephemeral))
+    except StokerError as error:
+        print(f"stokerd: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

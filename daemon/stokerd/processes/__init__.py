@@ -1,0 +1,1 @@
+"""Supervision of processes on this machine. Knows nothing of models, devices or tables."""

@@ -1,0 +1,126 @@
+"""Read the logs that shims write: by byte offset since the log's beginning, across the files that were moved aside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from stokerd.processes.log_writer import rotated, segment
+
+READ_BYTES = 1 << 20
+POLL_SECONDS = 0.2
+_TAIL_BYTES = 1 << 18
+
+
+def read_log(path: Path, offset: int, *, limit_bytes: int = READ_BYTES) -> tuple[bytes, int]:
+    """Return what stands in the log *path* from byte *offset* on, and the offset to ask for next.
+
+    Args:
+        path: the log as its Command named it; one that doesn't exist (yet) is empty.
+        offset: counted from the log's beginning, whether or not that is still kept: a read from bytes that were
+            dropped begins at the oldest that are kept, one from beyond the end at the end. Negative: so many bytes
+            before the end.
+        limit_bytes: at most this much at once; more may be there while something is returned.
+
+    Raises OSError when the log is there and can't be read.
+    """
+    pieces: list[bytes] = []
+    while limit_bytes > 0:
+        data, offset = _read_file(os.fspath(path), offset, limit_bytes)
+        if not data:
+            break
+        pieces.append(data)
+        limit_bytes -= len(data)
+    return b"".join(pieces), offset
+
+
+def _read_file(name: str, offset: int, limit_bytes: int) -> tuple[bytes, int]:
+    """Do as `read_log` does, and stop where a file ends."""
+    while True:
+        try:
+            fd, begin, start = _find(name, offset)
+        except FileNotFoundError:
+            continue  # moved aside or dropped between two of our looks
+        if fd is None:
+            return b"", begin
+        try:
+            data = os.pread(fd, limit_bytes, begin - start)
+        finally:
+            os.close(fd)
+        return data, begin + len(data)
+
+
+def _find(name: str, offset: int) -> tuple[int | None, int, int]:
+    """Return a descriptor of the file to read, the offset to read from, and the offset at which that file begins.
+
+    The descriptor is None, and the offset the log's end, when nothing is there to be read. Raises FileNotFoundError
+    when a file was moved while we looked.
+    """
+    try:
+        current: int | None = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        current = None
+    try:
+        spans = [(start, start + Path(segment(name, start)).stat().st_size) for start in rotated(name)]
+        base = end = spans[-1][1] if spans else 0
+        if current is not None:
+            ours = os.fstat(current)
+            if Path(name).stat().st_ino != ours.st_ino:
+                raise FileNotFoundError(name)  # then `base` may count it already
+            end = base + ours.st_size
+        begin = max(end + offset, 0) if offset < 0 else offset
+        for first, last in spans:
+            if begin < last:
+                return os.open(segment(name, first), os.O_RDONLY | os.O_CLOEXEC), max(begin, first), first
+        if current is None or begin >= end:
+            return None, end, end
+        fd, current = current, None
+        return fd, begin, base
+    finally:
+        if current is not None:
+            os.close(current)
+
+
+async def follow(path: Path, offset: int, is_done: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """Yield the log *path* from *offset* on (as `read_log` counts), piece by piece, and what is added to it.
+
+    Ends when *is_done* said so before a look that found nothing new: so what was written before is never missed. Looks
+    five times a second. Raises OSError when the log is there and can't be read.
+    """
+    seen: tuple[int, int] | None = None
+    while True:
+        was_done = is_done()
+        stamp = await asyncio.to_thread(_stamp, path)
+        if stamp != seen or offset < 0 or was_done:
+            data, offset = await asyncio.to_thread(read_log, path, offset)
+            if data:
+                yield data
+                continue
+            seen = stamp
+            if was_done:
+                return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def tail_lines(path: Path, n: int) -> list[str]:
+    """Return the last *n* lines (of the last 256 KiB) of the log *path*, oldest first, for messages.
+
+    Of a line that was written over (a progress bar) the last state is given. Empty when there's no log or it can't
+    be read.
+    """
+    try:
+        data, _ = read_log(path, -_TAIL_BYTES, limit_bytes=_TAIL_BYTES)
+    except OSError:
+        return []
+    lines = data.decode(errors="replace").rstrip().split("\n")
+    return [line.rstrip("\r").rpartition("\r")[2] for line in lines[-n:]] if n > 0 and data else []
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size

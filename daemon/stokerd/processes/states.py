@@ -1,0 +1,68 @@
+"""What the supervisor says of a process: one of these, each with the facts that are true in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Nothing was ever started under this id, or it was forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """Its shim lives. ``pid`` is the child's, None until the shim has started it; ``started_at`` in unix seconds."""
+
+    pid: int | None
+    started_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """It ended by itself or was stopped: exactly one of ``exit_code`` and ``signal`` is set. Times in unix seconds.
+
+    ``message`` is set when the program could not be started at all (not found, not executable). ``was_asked``: a stop
+    was under way when it ended.
+    """
+
+    exit_code: int | None
+    signal: int | None
+    started_at: float
+    ended_at: float
+    message: str = ""
+    was_asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Its shim is gone and left no exit status: killed from outside, or (``by_reboot``) the machine went down."""
+
+    message: str
+    by_reboot: bool = False
+
+
+Observed = Absent | Alive | Exited | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What to start. ``env`` is the whole environment; ``log`` takes stdout and stderr, appended."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: dict[str, str]
+    log: str
+
+
+def ending(observed: Exited | Lost) -> str:
+    """How a process ended, as half a sentence."""
+    match observed:
+        case Lost(message=message):
+            return f"its process was lost: {message}"
+        case Exited(message=message) if message:
+            return f"its program could not be started: {message}"
+        case Exited(signal=signal) if signal is not None:
+            return f"it was killed by signal {signal}"
+        case Exited(exit_code=exit_code):
+            return f"it exited with code {exit_code}"

@@ -1,0 +1,1 @@
+"""Rollouts: steps, guards, verdicts, and the way back."""

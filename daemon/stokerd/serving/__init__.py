@@ -1,0 +1,1 @@
+"""Deployments, their replicas, and the gateway that brings clients to them."""

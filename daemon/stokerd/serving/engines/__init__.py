@@ -1,0 +1,48 @@
+"""Ways to serve: one small adapter each, chosen by the spec's ``engine.type``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from stoker.errors import InvalidSpec
+from stoker.types.serving import CommandEngine, DeploymentSpec, VllmEngine
+from stokerd.serving.engines.base import Engine
+from stokerd.serving.engines.command import KNOWN, CommandServer, unknown_placeholder
+from stokerd.serving.engines.vllm import Vllm, own_option
+
+
+def engine_of(spec: DeploymentSpec, python: str) -> Engine:
+    """The adapter for a deployment; *python* is the configured interpreter that has vllm."""
+    match spec.engine:
+        case VllmEngine():
+            return Vllm(spec.engine, python)
+        case CommandEngine():
+            return CommandServer(spec.engine)
+
+
+def check_engine(spec: DeploymentSpec) -> None:
+    """Refuse what can be seen to be wrong before anything is started. Raises `InvalidSpec`."""
+    match spec.engine:
+        case VllmEngine(args=args):
+            option = own_option(args)
+            if option:
+                raise InvalidSpec(f"deployment {spec.name}: engine.args: Stoker sets {option} itself.", "Leave it out.")
+        case CommandEngine(command=command):
+            name = unknown_placeholder(command)
+            if name:
+                raise InvalidSpec(
+                    f"deployment {spec.name}: engine.command: {{{name}}} can't be filled in.",
+                    f"Known: {', '.join(f'{{{k}}}' for k in KNOWN)}.",
+                )
+            if not any("{socket}" in a or "{port}" in a for a in command):
+                raise InvalidSpec(
+                    f"deployment {spec.name}: engine.command: it isn't told where to listen.",
+                    "Use {socket} or {port} in it.",
+                )
+
+
+def launch_digest(spec: DeploymentSpec) -> str:
+    """Changes when replicas must be started anew for *spec*."""
+    relevant = {"engine": spec.engine.model_dump(mode="json"), "devices": spec.devices}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]

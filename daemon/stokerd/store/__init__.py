@@ -1,0 +1,1 @@
+"""Tables, migrations, transactions, the event log, content-addressed files."""

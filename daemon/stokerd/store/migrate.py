@@ -1,0 +1,102 @@
+"""Bring state.db to this program's schema: look, back up, then let Alembic upgrade."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import OperationalError
+
+from stoker.errors import Conflict, Unavailable
+from stokerd.store.store import open_engine
+
+_SCRIPTS = Path(__file__).parent / "migrations"
+KEPT_BACKUPS = 5
+
+
+def migrate(path: Path, backups: Path) -> Path | None:
+    """Upgrade the database at *path*, or make it. Returns the backup that was made first (None for a new database).
+
+    Raises `Conflict` for a database of a newer Stoker and `Unavailable` for one that can't be read or written; neither
+    changes it.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS))
+    script = ScriptDirectory.from_config(config)
+    saved = None
+    if path.exists() and path.stat().st_size:
+        revision = _revision(path, backups)
+        if revision is not None and revision not in {r.revision for r in script.walk_revisions()}:
+            raise Conflict(
+                f"{path} has schema {revision}, which this version of Stoker doesn't know; it was left untouched.",
+                "Start the newer Stoker that made it, or another home.",
+                code="schema-too-new",
+            )
+        saved = _back_up(path, backups, revision or "empty")
+    try:
+        engine = open_engine(path, synchronous="FULL")
+        try:
+            with engine.connect() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        finally:
+            engine.dispose()
+    except OperationalError as error:
+        raise Unavailable(
+            f"{path} can't be written: {error.orig}.",
+            "See that its disk has room and that this user may write there.",
+            code="database-unavailable",
+        ) from error
+    return saved
+
+
+def _revision(path: Path, backups: Path) -> str | None:
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            (healthy,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if healthy != "ok":
+                raise sqlite3.DatabaseError(healthy)
+            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
+    except sqlite3.OperationalError as error:
+        raise Unavailable(
+            f"{path} can't be opened: {error}.",
+            "See that its disk has room and that this user may write there.",
+            code="database-unavailable",
+        ) from error
+    except sqlite3.DatabaseError as error:
+        newest = max(backups.glob("state-*.db"), default=None)
+        raise Unavailable(
+            f"{path} is damaged ({error}); it was left untouched.",
+            f"Move it aside and copy the newest backup, {newest}, to its place."
+            if newest
+            else "There is no backup yet: move it aside to start anew.",
+            code="state-damaged",
+        ) from error
+    return None if row is None else str(row[0])
+
+
+def _back_up(path: Path, backups: Path, revision: str) -> Path:
+    """Copy through SQLite itself, so that what is still in the write-ahead log comes along; keep the newest few."""
+    backups.mkdir(parents=True, exist_ok=True)
+    target = backups / f"state-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{revision}.db"
+    partial = target.with_suffix(".partial")
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+        partial.rename(target)
+    except (sqlite3.Error, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise Unavailable(
+            f"no backup of {path} can be made in {backups}: {error}.",
+            "Stoker doesn't start without one: make room there.",
+            code="backup-failed",
+        ) from error
+    for old in sorted(backups.glob("state-*.db"))[:-KEPT_BACKUPS]:
+        old.unlink()
+    return target

@@ -1,0 +1,1 @@
+"""Params, metrics and artifacts that runs report, read from the file that each run appends to."""

@@ -1,0 +1,84 @@
+"""From a run to the command that executes it. Pure, so that a run starts the same after any restart."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stoker.errors import InvalidSpec
+from stoker.types.training import JobSpec, Run
+from stokerd.processes.states import Command
+
+_PLACEHOLDER = re.compile(r"(?<!\$)\{([a-z][a-z_]*(?:\.[A-Za-z0-9_-]+)?)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The folders of a run. ``dataset`` and ``base`` are None when the job names none."""
+
+    folder: Path
+    python: str
+    dataset: Path | None
+    base: Path | None
+    library: Path
+
+    @property
+    def code(self) -> Path:
+        """The run's own writable copy of the code; its working directory."""
+        return self.folder / "code"
+
+    @property
+    def output(self) -> Path:
+        """Where the program leaves its results."""
+        return self.folder / "output"
+
+    @property
+    def log(self) -> Path:
+        """Stdout and stderr."""
+        return self.folder / "log"
+
+
+def check_command(spec: JobSpec) -> None:
+    """Refuse a command with a placeholder that can't be filled in. Raises `InvalidSpec`."""
+    known = {"python", "code", "output"} | {f"params.{p}" for p in spec.params}
+    known |= {"dataset"} if spec.dataset else set()
+    known |= {"base"} if spec.base else set()
+    for argument in spec.command:
+        for name in _PLACEHOLDER.findall(argument):
+            if name not in known:
+                listed = ", ".join(f"{{{k}}}" for k in sorted(known))
+                raise InvalidSpec(
+                    f"job {spec.name}: command: {{{name}}} can't be filled in.", f"Known in this job: {listed}."
+                )
+
+
+def command_of(run: Run, places: Places, inherited: Mapping[str, str]) -> Command:
+    """What executes *run*. ``{python}``, ``{dataset}``, ``{params.NAME}``, … are filled in; params are in env too."""
+    values = {"python": places.python, "code": str(places.code), "output": str(places.output)}
+    values |= {f"params.{k}": _text(v) for k, v in run.params.items()}
+    env = dict(inherited)
+    env |= {
+        "STOKER_RUN": run.name,
+        "STOKER_RUN_DIR": str(places.folder),
+        "STOKER_OUTPUT": str(places.output),
+        "STOKER_PARAMS": json.dumps(run.params),
+        "STOKER_ATTEMPT": str(run.attempt),
+        "PYTHONPATH": str(places.library),
+        "PYTHONUNBUFFERED": "1",
+    }
+    for name, path in (("dataset", places.dataset), ("base", places.base)):
+        if path is not None:
+            values[name] = str(path)
+            env[f"STOKER_{name.upper()}"] = str(path)
+    if run.devices:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(run.devices)
+    env |= run.spec.env
+    argv = tuple(_PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), a) for a in run.spec.command)
+    return Command(argv=argv, cwd=str(places.code), env=env, log=str(places.log))
+
+
+def _text(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

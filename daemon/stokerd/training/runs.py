@@ -1,0 +1,230 @@
+"""Brings runs forward: queued, running, ended. It may die between any two lines and goes on where the rows say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from datetime import datetime
+from pathlib import Path
+
+from stoker.errors import StokerError, Unavailable
+from stoker.types.base import now
+from stoker.types.registry import Lineage, Version
+from stoker.types.training import (
+    ACTIVE_PHASES,
+    Cancelled,
+    Cancelling,
+    DatasetVersion,
+    Failed,
+    Queued,
+    Run,
+    Running,
+    Succeeded,
+)
+from stokerd.devices import leases
+from stokerd.devices.inventory import Inventory
+from stokerd.processes.environment import inherited
+from stokerd.processes.logs import tail_lines
+from stokerd.processes.states import Absent, Alive, Command, Exited, Lost, ending
+from stokerd.processes.supervisor import Supervisor
+from stokerd.registry.models import Registry
+from stokerd.store.content import ContentStore
+from stokerd.store.store import Query, Store, Transaction
+from stokerd.tracking.reader import Tracking
+from stokerd.training.command import Places, command_of
+from stokerd.training.transitions import after_failure, timed_out
+
+log = logging.getLogger(__name__)
+PROCESS_PREFIX = "run-"
+GRACE_SECONDS = 10.0
+
+
+class Runs:
+    """The reconciler of runs. ``library`` is the folder that makes ``import stoker`` work in training scripts."""
+
+    def __init__(
+        self,
+        store: Store,
+        content: ContentStore,
+        supervisor: Supervisor,
+        inventory: Inventory,
+        tracking: Tracking,
+        registry: Registry,
+        *,
+        concurrent: int,
+        library: Path,
+    ) -> None:
+        self._store = store
+        self._content = content
+        self._supervisor = supervisor
+        self._inventory = inventory
+        self._tracking = tracking
+        self._registry = registry
+        self._concurrent = concurrent
+        self._library = library
+        self._delays: dict[str, str] = {}
+
+    async def step(self) -> None:
+        """Look at each active run once, and take its next step."""
+        runs = await self._store.read(lambda q: q.all(Run, phase=ACTIVE_PHASES))
+        for run in runs:
+            await self._advance_safely(run)
+        kept = {r.state.process for r in runs if isinstance(r.state, Running | Cancelling)}
+        self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
+
+    async def _advance_safely(self, run: Run) -> None:
+        """Take the step; whatever goes wrong concerns this run alone, and the others go on."""
+        try:
+            await self._advance(run)
+            self._delays.pop(run.name, None)
+        except Unavailable as error:  # no disk, no file table: nothing is known or decided, so it is tried again
+            if self._delays.get(run.name) != error.message:
+                self._delays[run.name] = error.message
+                message = f"{run.name} is held up, and tried again each second: {error}"
+                log.warning("run %s", message)
+                with contextlib.suppress(Unavailable):
+                    await self._store.write(lambda tx: tx.record("run", run.name, "RunHeldUp", message))
+        except StokerError as error:
+            await self._fail(run, str(error).rstrip("."), None)
+        except Exception as error:
+            log.exception("run %s", run.name)
+            await self._fail(run, f"an error inside Stoker: {error!r}; the daemon's log has more", None)
+
+    async def _advance(self, run: Run) -> None:
+        match run.state:
+            case Queued(not_before=not_before):
+                if not_before <= now():
+                    await self._store.write(lambda tx: self._claim(tx, run.name))
+            case Running(process=process, started_at=started_at):
+                match self._supervisor.observe(process):
+                    case Absent():
+                        self._supervisor.start(process, await self._prepare(run))
+                    case Alive():
+                        if timed_out(run, started_at, now()):
+                            await self._store.write(lambda tx: self._time_out(tx, run.name))
+                    case Exited(exit_code=0):
+                        await self._succeed(run, started_at)
+                    case Exited() | Lost() as observed:
+                        await self._fail(run, ending(observed), observed)
+            case Cancelling(process=process, because=because):
+                match self._supervisor.observe(process):
+                    case Alive():
+                        self._supervisor.stop(process, GRACE_SECONDS)
+                    case ended if because == "timeout":
+                        seen = ended if isinstance(ended, Exited | Lost) else None
+                        await self._fail(run, f"it ran for longer than its timeout of {run.spec.timeout:g} s", seen)
+                    case _:
+                        await self._end(run, Cancelled(finished_at=now()), "RunCancelled", f"{run.name} was stopped.")
+
+    def _claim(self, tx: Transaction, name: str) -> None:
+        """Take a slot and devices, in one transaction with the decision to run."""
+        run = tx.get(Run, name)
+        if not isinstance(run.state, Queued):
+            return
+        busy = len(tx.all(Run, phase={"running", "cancelling"}))
+        if busy >= self._concurrent:
+            why = f"{busy} run(s) are going on; the limit is {self._concurrent}."
+        else:
+            devices, why = leases.find(tx, self._inventory.devices(), run.spec.devices)
+            if not why:
+                run.devices = devices
+                run.state = Running(process=f"{PROCESS_PREFIX}{name}-{run.attempt}", started_at=now())
+                tx.save(run, "RunStarted", f"{name} started (attempt {run.attempt}).", attempt=run.attempt)
+                return
+        if run.state.why != why:
+            run.state = Queued(not_before=run.state.not_before, why=why)
+            tx.save(run, "RunWaiting", f"{name} waits: {why}")
+
+    @staticmethod
+    def _time_out(tx: Transaction, name: str) -> None:
+        run = tx.get(Run, name)
+        if isinstance(run.state, Running):
+            run.state = Cancelling(process=run.state.process, started_at=run.state.started_at, because="timeout")
+            tx.save(run, "RunTimedOut", f"{name} ran for longer than {run.spec.timeout:g} s; it is being stopped.")
+
+    async def _prepare(self, run: Run) -> Command:
+        """Lay out the run's folder; the same again changes nothing but a broken copy of the code."""
+        folder = Path(run.folder)
+
+        def lay_out(dataset: str | None, base: str | None) -> Places:
+            for name in ("output", "artifacts"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            if run.code_digest is None:
+                (folder / "code").mkdir(exist_ok=True)
+            else:
+                self._content.copy(run.code_digest, folder / "code")
+            return Places(
+                folder=folder,
+                python=str(run.environment["executable"]),
+                dataset=self._content.folder(dataset) if dataset else None,
+                base=self._content.folder(base) if base else None,
+                library=self._library,
+            )
+
+        def digests(query: Query) -> tuple[str | None, str | None]:
+            dataset = query.get(DatasetVersion, run.dataset_version).digest if run.dataset_version else None
+            return dataset, query.get(Version, run.base_version).digest if run.base_version else None
+
+        dataset, base = await self._store.read(digests)
+        places = await asyncio.to_thread(lay_out, dataset, base)
+        return command_of(run, places, inherited(os.environ))
+
+    async def _succeed(self, run: Run, started_at: datetime) -> None:
+        registered = None
+        if run.spec.registers is not None:
+            weights = Path(run.folder) / "output" / run.spec.registers.path
+            if not weights.exists():
+                await self._fail(run, f"it exited with code 0, but left no {weights} to register", None)
+                return
+            version = await self._registry.register(
+                run.spec.registers.model, weights, await self._lineage(run), run.spec.registers.aliases
+            )
+            registered = version.name
+        state = Succeeded(started_at=started_at, finished_at=now(), registered=registered)
+        made = f" and made {registered}" if registered else ""
+        await self._end(run, state, "RunSucceeded", f"{run.name} succeeded{made}.")
+
+    async def _lineage(self, run: Run) -> Lineage:
+        logged, metrics = await self._tracking.summary(Path(run.folder))
+        return Lineage(
+            run=run.name,
+            code_commit=run.code_commit,
+            code_digest=run.code_digest,
+            dataset_version=run.dataset_version,
+            dataset_digest=run.dataset_digest,
+            base_version=run.base_version,
+            params={**logged, **run.params},
+            metrics=metrics,
+            environment=run.environment,
+        )
+
+    async def _fail(self, run: Run, why: str, observed: Exited | Lost | None) -> None:
+        if isinstance(run.state, Cancelling) and run.state.because == "cancelled":
+            await self._end(run, Cancelled(finished_at=now()), "RunCancelled", f"{run.name} was stopped; {why}.")
+            return
+        state = after_failure(run, why, observed, now())
+        lines = await asyncio.to_thread(tail_lines, Path(run.folder) / "log", 5)
+        if isinstance(state, Queued):
+            run.attempt += 1
+            wait = (state.not_before - now()).total_seconds()
+            await self._end(run, state, "RunRetrying", f"{run.name}: {why}; again in {wait:.0f} s.", log=lines)
+        else:
+            await self._end(run, state, "RunFailed", f"{run.name} failed: {state.message}", log=lines)
+
+    async def _end(
+        self, run: Run, state: Queued | Succeeded | Failed | Cancelled, reason: str, message: str, **data: object
+    ) -> None:
+        """Leave the running state and give the devices back, unless somebody else moved the run meanwhile."""
+
+        def save(tx: Transaction) -> None:
+            current = tx.get(Run, run.name)
+            if current.state != run.state:
+                return
+            current.state = state
+            current.attempt = run.attempt
+            current.devices = []
+            tx.save(current, reason, message, **data)
+
+        await self._store.write(save)

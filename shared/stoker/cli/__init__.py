@@ -1,0 +1,1 @@
+"""The `stoker` command: one file for each verb, composed in `main`."""

@@ -1,0 +1,74 @@
+"""The host, its devices, and series of measurements."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stoker.types.base import Strict, Time
+
+
+class Device(Strict):
+    """One GPU as last sampled. Memory in bytes, power in watts, temperature in °C, utilisation in percent."""
+
+    uuid: str
+    index: int
+    name: str
+    memory_total: int
+    memory_used: int | None = None
+    utilisation: float | None = None
+    power: float | None = None
+    temperature: float | None = None
+    owner: str | None = Field(default=None, description="the run or replica that it is given to")
+    error: str | None = Field(default=None, description="why it can't be sampled")
+
+
+class Host(Strict):
+    """The machine and its daemon. Memory and disk in bytes, shares in percent."""
+
+    hostname: str
+    version: str
+    pid: int
+    started_at: Time
+    home: str
+    gateway: str = Field(description="base URL for OpenAI clients, e.g. http://127.0.0.1:8700/v1")
+    gateway_phase: str = Field(description="starting, ready, backing-off or failed")
+    gateway_message: str = ""
+    last_event_id: int = Field(default=0, description="newest event's id: list, then watch events after it")
+    cpu_percent: float | None = None
+    cpu_count: int = 0
+    load_1m: float | None = None
+    memory_total: int = 0
+    memory_used: int = 0
+    disk_total: int = 0
+    disk_free: int = 0
+    devices: list[Device] = []
+    devices_message: str = Field(default="", description="why no GPU is listed, in one sentence")
+
+
+class Series(Strict):
+    """One measured series: ``points`` is a list of (unix time in seconds, value)."""
+
+    name: str
+    unit: str
+    labels: dict[str, str] = {}
+    points: list[tuple[float, float]] = []
+
+
+class TrafficStats(Strict):
+    """An arm's traffic over the last ``window_seconds``. Latencies in seconds."""
+
+    deployment: str
+    version: int
+    arm: str
+    window_seconds: float
+    requests: int
+    errors: int
+    requests_per_second: float
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_p50: float | None = None
+    ttft_p90: float | None = None
+    inter_token_p50: float | None = None
+    inter_token_p90: float | None = None
+    total_p50: float | None = None
+    total_p90: float | None = None

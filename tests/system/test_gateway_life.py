@@ -1,0 +1,198 @@
+"""The gateway as a process: how it starts, what it keeps, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import wait_for
+from tests.system.upstream import GatewayProcess, Replica, arm, chat
+
+CHAT = "/v1/chat/completions"
+
+
+def run_gateway(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stokerd.gateway", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def places(folder: Path) -> list[str]:
+    return ["--control", str(folder / "c2.sock"), "--table-file", str(folder / "t2.json")]
+
+
+def test_a_killed_gateway_serves_again_from_its_table_file_without_the_daemon() -> None:
+    with GatewayProcess() as gateway, Replica(3) as replica:
+        gateway.route(arm("stable", 100, replica))
+        first = gateway.state()
+        with gateway.client() as client:
+            assert client.post(CHAT, json=chat()).status_code == 200
+        gateway.kill()
+        assert gateway.control_path.exists()  # the stale socket that a killed process leaves
+        gateway.start()
+        second = gateway.state()
+        assert second["table_version"] == first["table_version"]
+        assert second["epoch"] != first["epoch"]
+        with gateway.client() as client:
+            assert client.post(CHAT, json=chat()).headers["x-stoker-version"] == "3"
+        assert gateway.one().seq == 1
+
+
+def test_a_table_file_that_cannot_be_read_stops_nothing() -> None:
+    with GatewayProcess() as gateway, Replica() as replica:
+        gateway.stop()
+        gateway.table_file.write_text('{"version": 1, "routes": [{')
+        gateway.start()
+        assert "can't be read" in gateway.log
+        assert gateway.state()["table_version"] == 0
+        gateway.route(arm("stable", 100, replica))
+        with gateway.client() as client:
+            assert client.post(CHAT, json=chat()).status_code == 200
+        assert json.loads(gateway.table_file.read_text())["version"] == gateway.state()["table_version"]
+
+
+def test_a_table_holds_even_when_it_cannot_be_saved() -> None:
+    with GatewayProcess() as gateway, Replica() as replica:
+        gateway.table_file.with_name("table.json.new").mkdir()  # as good as a full disk, and works for root too
+        assert "could not be saved" in gateway.route(arm("stable", 100, replica))["problem"]
+        with gateway.client() as client:
+            assert client.post(CHAT, json=chat()).status_code == 200
+        gateway.table_file.with_name("table.json.new").rmdir()
+        assert gateway.route(arm("stable", 100, replica))["problem"] == ""
+
+
+def test_a_taken_port_is_said_in_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = f"127.0.0.1:{other.getsockname()[1]}"
+        ended = run_gateway("--listen", place, *places(tmp_path))
+    assert ended.returncode == 6
+    assert ended.stderr == f"gateway: {place} is taken by another program; stop that, or name another port.\n"
+    assert not (tmp_path / "c2.sock").exists()
+
+
+def test_a_second_gateway_on_one_control_socket_gives_up_and_harms_nothing() -> None:
+    with GatewayProcess() as gateway:
+        ended = run_gateway("--listen", "127.0.0.1:0", "--control", str(gateway.control_path), "--table-file", "/tmp/t")
+        assert ended.returncode == 6
+        assert "another gateway answers on" in ended.stderr
+        assert gateway.state()["table_version"] == 0
+
+
+@pytest.mark.parametrize(
+    ("control", "says"), [("/proc/none/c.sock", "can't be listened on"), ("/tmp/" + "x" * 200, "107 bytes")]
+)
+def test_a_control_socket_that_cannot_be_is_said(tmp_path: Path, control: str, says: str) -> None:
+    ended = run_gateway("--listen", "127.0.0.1:0", "--control", control, "--table-file", str(tmp_path / "t"))
+    assert ended.returncode == 6
+    assert says in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_file_in_the_way_of_the_control_socket_is_left_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "c2.sock"
+    precious.write_text("mine")
+    ended = run_gateway("--listen", "127.0.0.1:0", *places(tmp_path))
+    assert (ended.returncode, precious.read_text()) == (6, "mine")
+
+
+@pytest.mark.parametrize("bad", [["--listen", "x"], ["--limit", "nonsense=1"], ["--limit", "body_bytes=x"], []])
+def test_a_wrong_command_line_ends_with_2(bad: list[str], tmp_path: Path) -> None:
+    assert run_gateway(*bad, *(places(tmp_path) if bad else [])).returncode == 2
+
+
+def test_the_control_socket_is_its_owners_alone_and_goes_with_the_process() -> None:
+    with GatewayProcess() as gateway:
+        assert stat.S_IMODE(gateway.control_path.stat().st_mode) == 0o600
+        assert gateway.stop() == 0
+        assert not gateway.control_path.exists()
+
+
+def test_it_loads_nothing_heavy() -> None:
+    code = "import sys, stokerd.gateway.__main__; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {
+        "pydantic",
+        "fastapi",
+        "sqlmodel",
+        "sqlalchemy",
+        "httpx",
+        "textual",
+        "torch",
+        "stokerd.app",
+        "stokerd.store",
+    }
+    assert not heavy & set(loaded)
+
+
+def test_sigterm_lets_streams_end_and_takes_nothing_new() -> None:
+    with GatewayProcess() as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        with gateway.raw() as idle, gateway.client() as client:
+            wait_for(lambda: gateway.state()["connections"] == 1, "the idle connection is there")
+            with client.stream("POST", CHAT, json=chat(stream=True, chunks=30, gap=0.03)) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                gateway.process.send_signal(signal.SIGTERM)
+                assert idle.rest() == b""
+                with pytest.raises(ConnectionRefusedError):
+                    wait_for(lambda: socket.create_connection(gateway.place).close(), "it refuses", seconds=5)
+                assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert gateway.process.wait(10) == 0
+        assert "stopped" in gateway.log
+
+
+@pytest.mark.parametrize("is_impatient", [False, True], ids=["drain time is up", "second signal"])
+def test_draining_has_an_end(is_impatient: bool) -> None:
+    with GatewayProcess(f"drain_seconds={60 if is_impatient else 0.3}") as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        with gateway.raw() as raw:
+            raw.post(chat(sleep=60))
+            seen = replica.last()
+            gateway.process.terminate()
+            if is_impatient:
+                wait_for(lambda: "draining" in gateway.log, "it drains")
+                gateway.process.terminate()
+            assert gateway.process.wait(10) == 0
+            assert raw.rest() == b""
+            assert seen.cut.wait(5)
+
+
+def test_records_beyond_the_bound_are_dropped_and_counted() -> None:
+    with GatewayProcess("records=5") as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        with gateway.client() as client:
+            for _ in range(12):
+                client.post(CHAT, json=chat())
+        batch = gateway.batch()
+        assert ([r.seq for r in batch.records], batch.dropped) == ([8, 9, 10, 11, 12], 7)
+
+
+def open_files(gateway: GatewayProcess) -> int:
+    return len(list(Path(f"/proc/{gateway.process.pid}/fd").iterdir()))
+
+
+def test_two_hundred_streams_at_once_are_whole_and_counted_and_leave_nothing_behind() -> None:
+    count, chunks = 200, 10  # more than the replica's backlog of 100
+    with GatewayProcess() as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        files = open_files(gateway)
+        with contextlib.ExitStack() as stack:
+            raws = [stack.enter_context(gateway.raw()) for _ in range(count)]
+            for raw in raws:
+                raw.post(chat(stream=True, chunks=chunks, gap=0.01), "Connection: close")
+            texts = [raw.rest() for raw in raws]
+        assert {text.count(b"data: ") for text in texts} == {chunks + 2}
+        assert all(text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for text in texts)
+        records = gateway.take(count, seconds=20)
+        assert {(r.completion_tokens, r.is_error) for r in records} == {(chunks, False)}
+        assert sorted(r.seq for r in records) == list(range(1, count + 1))
+        assert gateway.state()["in_flight"] == {}
+        # Idle connections to the replica are let go after some seconds.
+        wait_for(lambda: open_files(gateway) <= files + 1, "all are closed", seconds=15)

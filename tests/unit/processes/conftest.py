@@ -1,0 +1,3 @@
+from tests.process_kit import bench, bystander
+
+__all__ = ["bench", "bystander"]

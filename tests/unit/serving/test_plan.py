@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoker.types.rollouts import Preparing, Promoting, RollingBack, Rollout, RolloutSpec, Stepping
+from stoker.types.serving import (
+    BackingOff,
+    CommandEngine,
+    Deployment,
+    DeploymentSpec,
+    Draining,
+    Pending,
+    Ready,
+    Replica,
+    ReplicaFailed,
+    Starting,
+)
+from stokerd.gateway.wire import Arm, RouteTable
+from stokerd.serving.engines import launch_digest
+from stokerd.serving.plan import (
+    BACKOFF_CAP_SECONDS,
+    after_failure,
+    drained,
+    health,
+    route,
+    route_table,
+    scale,
+    wanted_versions,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def deployment(replicas: int = 1, command: str = "serve", version: int = 1, **fields: Any) -> Deployment:
+    engine = CommandEngine(type="command", command=[command, "{socket}"])
+    spec = DeploymentSpec(kind="deployment", name="d", model="m", version=1, engine=engine, replicas=replicas)
+    return Deployment(name="d", spec=spec, version=version, **fields)
+
+
+def replica(version: int = 1, index: int = 0, state: Any = None, digest: str = "", **fields: Any) -> Replica:
+    name = f"d-v{version}-{index}"
+    state = state or Ready(process="p", since=NOW)
+    digest = digest or launch_digest(deployment().spec)
+    return Replica(
+        name=name, deployment="d", version=version, index=index, state=state, address=f"unix:/{name}",
+        launch_digest=digest, **fields,
+    )  # fmt: skip
+
+
+def rollout(state: Any) -> Rollout:
+    steps: list[Any] = [{"type": "shadow", "percent": 10}, {"type": "canary", "percent": 25}]
+    spec = RolloutSpec.model_validate({"kind": "rollout", "name": "r", "deployment": "d", "to": 2, "steps": steps})
+    return Rollout(name="r", spec=spec, deployment="d", from_version=1, to_version=2, state=state)
+
+
+def apply(replicas: list[Replica], target: Deployment, going_on: Rollout | None = None) -> list[Replica]:
+    change = scale(target, going_on, replicas)
+    for name in change.retire:
+        next(r for r in replicas if r.name == name).wanted = False
+    made = [replica(v, i, Pending(), launch_digest(target.spec)) for v, i in change.create]
+    return replicas + made
+
+
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_scaling_reaches_the_number_asked_for_and_then_rests(before: int, after: int) -> None:
+    replicas = apply(apply([], deployment(before)), deployment(after))
+    assert sum(r.wanted for r in replicas) == after
+    assert len({r.name for r in replicas}) == len(replicas)
+    rest = scale(deployment(after), None, replicas)
+    assert (rest.create, rest.retire) == ((), ())
+
+
+def test_a_changed_engine_brings_new_replicas_up_before_the_old_ones_go() -> None:
+    changed = deployment(command="serve2")
+    replicas = apply([replica()], changed)
+    assert [(r.index, r.wanted) for r in replicas] == [(0, True), (1, True)]
+    assert scale(changed, None, replicas).retire == ()
+    replicas[1].state = Ready(process="p", since=NOW)
+    assert scale(changed, None, replicas).retire == ("d-v1-0",)
+
+
+def test_a_rollout_brings_the_candidates_replicas_and_a_rollback_takes_them_away() -> None:
+    replicas = apply([replica()], deployment(), rollout(Preparing(since=NOW)))
+    assert [(r.version, r.wanted) for r in replicas] == [(1, True), (2, True)]
+    replicas = apply(replicas, deployment(), rollout(RollingBack(since=NOW, because="x")))
+    assert [(r.version, r.wanted) for r in replicas] == [(1, True), (2, False)]
+    assert wanted_versions(deployment(), rollout(Promoting(since=NOW))) == [1, 2]
+    assert scale(deployment(version=2), None, [replica(1), replica(2)]).retire == ("d-v1-0",)
+
+
+def test_a_deployment_that_is_deleted_wants_nothing() -> None:
+    assert scale(deployment(deleting=True), None, [replica()]).retire == ("d-v1-0",)
+
+
+def test_traffic_goes_where_the_state_of_the_rollout_says() -> None:
+    replicas = [replica(1), replica(2), replica(2, 1, Starting(process="q", since=NOW))]
+
+    def arms(state: Any) -> list[tuple[str, int, float, int]]:
+        found = route(deployment(), replicas, rollout(state))
+        every = [*found.arms, *([found.shadow] if found.shadow else [])]
+        return [(a.name, a.version, a.weight, len(a.addresses)) for a in every]
+
+    assert arms(Preparing(since=NOW)) == [("stable", 1, 100, 1)]
+    assert arms(Stepping(step=0, since=NOW)) == [("stable", 1, 100, 1), ("shadow", 2, 10, 1)]
+    assert arms(Stepping(step=1, since=NOW)) == [("stable", 1, 75, 1), ("candidate", 2, 25, 1)]
+    assert arms(RollingBack(since=NOW, because="x")) == [("stable", 1, 100, 1)]
+    assert arms(Promoting(since=NOW)) == [("stable", 1, 0, 1), ("candidate", 2, 100, 1)]
+
+
+def test_replicas_that_wind_down_get_nothing_new_and_stop_only_when_nothing_is_left() -> None:
+    draining = replica(state=Draining(process="p", since=NOW), wanted=False)
+    still = RouteTable(1, (route(deployment(), [replica()], None),))
+    without = route_table(2, [deployment()], [draining], {})
+    assert without.routes[0].arms == (Arm("stable", 1, 100, ()),)
+    soon, late = NOW + timedelta(seconds=1), NOW + timedelta(seconds=31)
+    assert not drained(draining, still, 0, 30, soon)
+    assert not drained(draining, None, 0, 30, soon)
+    assert not drained(draining, without, 1, 30, soon)
+    assert not drained(draining, without, None, 30, soon)
+    assert drained(draining, without, 0, 30, soon)
+    assert drained(draining, still, 1, 30, late)
+
+
+@given(st.integers(1, 60))
+def test_restarts_wait_longer_each_time_and_end(failures: int) -> None:
+    state = after_failure(replica(failures=failures), 5, "it exited", NOW)
+    if failures > 5:
+        assert isinstance(state, ReplicaFailed)
+    else:
+        assert isinstance(state, BackingOff)
+        assert (state.retry_at - NOW).total_seconds() == min(2 ** (failures - 1), BACKOFF_CAP_SECONDS)
+
+
+def test_health_says_what_is_wrong() -> None:
+    broken = replica(index=1, state=BackingOff(retry_at=NOW, message="it exited with code 1"))
+    assert health(deployment(), [replica()]) == ("ready", "")
+    assert health(deployment(2), [replica(), broken]) == ("degraded", "d-v1-1: it exited with code 1")
+    assert health(deployment(), [replica(state=ReplicaFailed(since=NOW, message="gone"))]) == ("failed", "d-v1-0: gone")
+    assert health(deployment(), [replica(state=Pending(message="it needs 1 GPU"))]) == ("starting", "it needs 1 GPU")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stoker.errors import Invalid
+from stoker.types.host import Series
+from stokerd.telemetry.metrics import Sample
+from stokerd.telemetry.series import bucket_width
+
+numbers = itertools.count()
+many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+
+
+def sample(time: float, value: float, name: str = "host.load_1m", **labels: str) -> Sample:
+    return Sample(name, "percent", tuple(labels.items()), time, value)
+
+
+def test_what_was_written_is_read_with_its_unit_and_labels(run, metrics):
+    run(metrics.write_samples([sample(10.5, 1.25, "device.power_watts", uuid="GPU-0", index="0")]))
+    found = run(metrics.series("device.power_watts", since=0, until=20, max_points=10))
+    assert found == [
+        Series(name="device.power_watts", unit="percent", labels={"uuid": "GPU-0", "index": "0"}, points=[(10.5, 1.25)])
+    ]
+
+
+def test_the_order_of_labels_makes_no_other_series(run, metrics):
+    run(metrics.write_samples([sample(1, 1, a="x", b="y"), sample(2, 2, b="y", a="x")]))
+    (found,) = run(metrics.series("host.load_1m", since=0, until=9, max_points=9))
+    assert found.points == [(1, 1), (2, 2)]
+
+
+def test_a_star_at_the_end_finds_names_that_begin_so_and_only_those(run, metrics):
+    names = ["host.a", "host.b", "Host.c", "hostile", "h*", "device.a"]
+    run(metrics.write_samples([sample(1, 1, n) for n in names]))
+
+    def found(name: str) -> list[str]:
+        return [s.name for s in run(metrics.series(name, since=0, until=9, max_points=9))]
+
+    assert found("host.*") == ["host.a", "host.b"]
+    assert found("host.a") == ["host.a"]
+    assert found("host") == []
+    assert found("*") == sorted(names)
+    assert found("h%") == found("host_a") == []
+
+
+def test_since_and_until_are_included_and_a_series_without_points_is_left_out(run, metrics):
+    run(metrics.write_samples([*(sample(t, t) for t in range(1, 6)), sample(99, 1, "host.late")]))
+    found = run(metrics.series("host.*", since=2, until=4, max_points=9))
+    assert [(s.name, s.points) for s in found] == [("host.load_1m", [(2, 2), (3, 3), (4, 4)])]
+    assert run(metrics.series("host.*", since=4, until=2, max_points=9)) == []
+
+
+def test_any_time_may_be_asked_for(run, metrics):
+    run(metrics.write_samples([sample(1, 1)]))
+    (found,) = run(metrics.series("host.load_1m", since=-math.inf, until=math.inf, max_points=1))
+    assert found.points == [(1, 1)]
+
+
+def test_a_value_that_is_no_number_is_dropped_and_the_others_stay(run, metrics):
+    run(metrics.write_samples([sample(1, math.nan), sample(2, math.inf), sample(3, 3)]))
+    run(metrics.write_samples([]))
+    (found,) = run(metrics.series("host.load_1m", since=0, until=9, max_points=9))
+    assert found.points == [(3, 3)]
+
+
+def test_a_second_value_of_the_same_moment_replaces_the_first(run, metrics):
+    run(metrics.write_samples([sample(1, 1), sample(1, 2)]))
+    run(metrics.write_samples([sample(1, 3)]))
+    (found,) = run(metrics.series("host.load_1m", since=0, until=9, max_points=9))
+    assert found.points == [(1, 3)]
+
+
+def test_no_points_can_not_be_asked_for(run, metrics):
+    with pytest.raises(Invalid, match="max_points is 0"):
+        run(metrics.series("host.load_1m", since=0, until=9, max_points=0))
+
+
+points = st.dictionaries(st.integers(0, 10_000), st.integers(-1000, 1000), min_size=1, max_size=60)
+
+
+@many
+@given(points=points, max_points=st.integers(1, 70))
+def test_a_drawing_has_at_most_max_points_and_keeps_every_sample_in_them(run, metrics, points, max_points):
+    name = f"example-{next(numbers)}"
+    run(metrics.write_samples([sample(t, v, name) for t, v in points.items()]))
+    (found,) = run(metrics.series(name, since=0, until=10_000, max_points=max_points))
+    measured = sorted(points.items())
+    assert len(found.points) <= max_points
+    times = [t for t, _ in found.points]
+    assert times == sorted(set(times))
+    if len(measured) <= max_points:
+        assert found.points == measured
+        return
+    width = bucket_width(measured[0][0] * 1000, measured[-1][0] * 1000, max_points)
+    buckets: dict[int, list[tuple[float, float]]] = {}
+    for t, v in measured:
+        buckets.setdefault(t * 1000 // width, []).append((t, v))
+    means = [tuple(sum(x) / len(x) for x in zip(*b, strict=True)) for _, b in sorted(buckets.items())]
+    assert found.points == [pytest.approx(m) for m in means]
+
+
+@given(st.integers(0, 10**13), st.integers(0, 10**10), st.integers(1, 10_000))
+def test_buckets_of_the_width_given_are_never_too_many(first, span, max_points):
+    width = bucket_width(first, first + span, max_points)
+    assert (first + span) // width - first // width + 1 <= max_points

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoker.errors import InvalidSpec
+from stoker.types.training import ScheduleSpec
+from stokerd.training.schedules import MAX_MADE_UP, due, trigger_of
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def spec(**fields: object) -> ScheduleSpec:
+    return ScheduleSpec.model_validate({"kind": "schedule", "name": "s", "job": "j", **fields})
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**5))
+def test_an_interval_fires_at_each_multiple_since_it_was_made(absence: int, interval: int) -> None:
+    trigger = trigger_of(spec(interval=interval), START)
+    found = due(trigger, START, START + timedelta(seconds=absence))
+    expected = absence // interval
+    assert len(found) == min(expected, MAX_MADE_UP)
+    if found:
+        assert found[-1] == START + timedelta(seconds=expected * interval)
+        assert sorted(set(found)) == found
+
+
+def test_a_year_away_from_a_schedule_of_each_second_costs_nothing() -> None:
+    found = due(trigger_of(spec(interval=1), START), START, START + timedelta(days=365))
+    assert len(found) == MAX_MADE_UP
+    assert found[-1] == START + timedelta(days=365)
+
+
+def test_cron_keeps_local_time_over_the_change_to_summer_time() -> None:
+    trigger = trigger_of(spec(cron="0 6 * * *", timezone="Europe/Berlin"), START)
+    found = due(trigger, datetime(2026, 3, 28, tzinfo=UTC), datetime(2026, 3, 30, tzinfo=UTC))
+    assert [m.astimezone(UTC).hour for m in found] == [5, 4]
+
+
+def test_a_date_fires_once_and_is_made_up_for_only_if_it_was_missed() -> None:
+    trigger = trigger_of(spec(date=(START + timedelta(hours=1)).isoformat()), START)
+    assert due(trigger, START, START + timedelta(minutes=59)) == []
+    assert due(trigger, START, START + timedelta(days=9)) == [START + timedelta(hours=1)]
+    assert due(trigger, START + timedelta(hours=1), START + timedelta(days=9)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cron": "61 * * * *"}, "cron"),
+        ({"cron": "daily"}, "five fields"),
+        ({"interval": 60, "timezone": "Mars"}, "Mars"),
+    ],
+)
+def test_a_trigger_that_cannot_be_is_refused_with_what_was_expected(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        trigger_of(spec(**fields), START)
+    assert message in str(refused.value)

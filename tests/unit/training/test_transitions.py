@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoker.types.training import Failed, JobSpec, Queued, Run, Running
+from stokerd.processes.states import Exited, Lost, ending
+from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def run(attempt: int, retries: int) -> Run:
+    spec = JobSpec(kind="job", name="j", command=["x"], retries=retries, backoff=10)
+    return Run(name="j-1", job="j", number=1, spec=spec, attempt=attempt, state=Running(process="p", started_at=NOW))
+
+
+@given(st.integers(1, 100), st.integers(0, 100))
+def test_retries_are_counted_and_their_waits_double_up_to_a_cap(attempt: int, retries: int) -> None:
+    state = after_failure(run(attempt, retries), "it broke", Exited(3, None, 0, 1), NOW)
+    if attempt <= retries:
+        assert isinstance(state, Queued)
+        wait = (state.not_before - NOW).total_seconds()
+        assert wait == min(10 * 2 ** (attempt - 1), BACKOFF_CAP_SECONDS)
+    else:
+        assert isinstance(state, Failed)
+        assert state.exit_code == 3
+        assert state.started_at == NOW
+
+
+def test_each_way_to_end_has_its_own_words() -> None:
+    assert ending(Exited(1, None, 0, 1)) == "it exited with code 1"
+    assert ending(Exited(None, 9, 0, 1)) == "it was killed by signal 9"
+    assert "not found" in ending(Exited(127, None, 0, 1, "x: not found"))
+    assert "machine" in ending(Lost("the machine went down"))
+
+
+def test_the_first_retry_waits_as_long_as_the_job_says() -> None:
+    state = after_failure(run(1, 1), "it broke", None, NOW)
+    assert isinstance(state, Queued)
+    assert state.not_before == NOW + timedelta(seconds=10)

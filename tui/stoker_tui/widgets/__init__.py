@@ -1,0 +1,1 @@
+"""What is drawn: widgets that send only the cells that changed."""
