@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
 from stoker.errors import Unavailable
 from stoker.specs import load_document
-from stoker.types.base import Seconds, Strict
+from stoker.types.base import Bytes, Seconds, Strict
 
 
 class GatewayConfig(Strict):
@@ -33,6 +34,25 @@ class ServingConfig(Strict):
     first_byte_timeout: Seconds = Field(default=600.0, description="an engine that takes longer to answer is stalled")
 
 
+class DevicesConfig(Strict):
+    """How GPUs are shared out."""
+
+    mode: Literal["shared", "exclusive"] = Field(
+        default="shared", description="shared: leases with a `device_memory` may lie side by side on one GPU"
+    )
+    modes: dict[str, Literal["shared", "exclusive"]] = Field(
+        default={}, description="other modes of single GPUs, by index or UUID"
+    )
+
+
+class LogsConfig(Strict):
+    """Bounds of the logs of runs, replicas and the gateway."""
+
+    segment_bytes: Bytes = Field(default=64 << 20, ge=4096, description="a log is moved aside at this size")
+    segments: int = Field(default=3, ge=1, le=1000, description="how many of those are kept of each log")
+    max_age: Seconds = Field(default=30 * 86400.0, description="older ones are removed")
+
+
 class MetricsConfig(Strict):
     """Bounds of metrics.db."""
 
@@ -46,6 +66,8 @@ class DaemonConfig(Strict):
     gateway: GatewayConfig = GatewayConfig()
     training: TrainingConfig = TrainingConfig()
     serving: ServingConfig = ServingConfig()
+    devices: DevicesConfig = DevicesConfig()
+    logs: LogsConfig = LogsConfig()
     metrics: MetricsConfig = MetricsConfig()
 
 

@@ -62,7 +62,7 @@ def test_a_crash_loop_ends_in_failed_with_the_last_words_and_applying_again_revi
     folder = add_version(daemon, "one").folder
     assert folder
     broken = (
-        deployment(extra="max_restarts: 1")
+        deployment(extra="restart: {limit: 1}")
         .replace('"{name}"]', '"{name}", x]')
         .replace("model_server.py", "no_such_server.py")
     )

@@ -129,7 +129,7 @@ def test_a_server_whose_engine_was_killed_is_started_again_with_nothing_left_beh
 
 def test_an_interpreter_without_vllm_is_said_in_one_sentence_within_seconds(daemon: Stokerd) -> None:
     daemon.apply(
-        "{kind: deployment, name: no-vllm, model: tiny, version: 1, max_restarts: 0, "
+        "{kind: deployment, name: no-vllm, model: tiny, version: 1, restart: {limit: 0}, "
         "engine: {type: vllm, python: /usr/bin/python3}}"
     )
     failed = daemon.wait_phase(Deployment, "no-vllm", "failed")
@@ -140,7 +140,7 @@ def test_an_interpreter_without_vllm_is_said_in_one_sentence_within_seconds(daem
 
 def test_options_that_vllm_refuses_end_in_failed_with_its_own_words(daemon: Stokerd) -> None:
     daemon.apply(DEPLOYMENT.replace("name: tiny", "name: wrong") .replace("[--enforce-eager,", "[--no-such-option,")
-                 + "max_restarts: 0\n")  # fmt: skip
+                 + "restart: {limit: 0}\n")  # fmt: skip
     failed = daemon.wait_phase(Deployment, "wrong", "failed", seconds=120)
     assert "no-such-option" in failed.message
     assert daemon.client.get(Version, "tiny@1").number == 1

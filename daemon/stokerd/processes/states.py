@@ -23,7 +23,7 @@ class Exited:
     """It ended by itself or was stopped: exactly one of ``exit_code`` and ``signal`` is set. Times in unix seconds.
 
     ``message`` is set when the program could not be started at all (not found, not executable). ``was_asked``: a stop
-    was under way when it ended.
+    was under way when it ended. ``out_of_memory``: the kernel killed some of it for its memory.
     """
 
     exit_code: int | None
@@ -32,6 +32,7 @@ class Exited:
     ended_at: float
     message: str = ""
     was_asked: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,19 @@ Observed = Absent | Alive | Exited | Lost
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a process may take, with all that it starts; None: as much as there is.
+
+    ``oom_score_adj`` (0 to 1000, over that of the daemon) says who is killed first when the machine is out of memory.
+    """
+
+    memory_bytes: int | None = None
+    processes: int | None = None
+    cpu_weight: int | None = None
+    oom_score_adj: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """What to start. ``env`` is the whole environment; ``log`` takes stdout and stderr, appended."""
 
@@ -53,6 +67,7 @@ class Command:
     cwd: str
     env: dict[str, str]
     log: str
+    bounds: Bounds = Bounds()
 
 
 def ending(observed: Exited | Lost) -> str:

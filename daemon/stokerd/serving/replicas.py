@@ -257,7 +257,7 @@ class Replicas:
             why = f"{why.rstrip('.')}; last line: {lines[-1][:300]}"
         before = replica.model_copy()
         replica.failures += 1
-        state = after_failure(replica, deployment.spec.max_restarts, why, now())
+        state = after_failure(replica, deployment.spec.restart.limit, why, now())
         reason = "ReplicaFailed" if isinstance(state, ReplicaFailed) else "ReplicaBackingOff"
         await self._save(replica, state, reason, f"{replica.name}: {why}", before=before, log=lines)
 

@@ -10,6 +10,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$")
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?$")
+_UNIT_BYTES = {
+    **{prefix: 1000**n for n, prefix in enumerate("KMGT", 1)},
+    **{f"{prefix}i": 1024**n for n, prefix in enumerate("KMGT", 1)},
+}
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -28,6 +33,16 @@ def _duration(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    """Take ``1048576``, ``512MiB``, ``20GiB``, ``1.5Gi`` or ``20GB`` as bytes."""
+    if isinstance(value, str):
+        match = _SIZE.match(value.strip())
+        if not match:
+            raise ValueError("expected a size such as 512MiB, 20GiB or 20GB")
+        return int(float(match[1]) * (_UNIT_BYTES[match[2]] if match[2] else 1))
+    return value
+
+
 def _utc(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
@@ -35,6 +50,8 @@ def _utc(value: datetime) -> datetime:
 Name = Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits, '.', '_' and '-'")]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
 """A duration; specs may say ``30s``, ``5m``, ``1.5h``; it is kept in seconds."""
+Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+"""A size; specs may say ``512MiB``, ``20GiB``, ``20GB``; it is kept in bytes."""
 Time = Annotated[datetime, AfterValidator(_utc)]
 
 

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from stoker.types.base import Strict, Time
+
+
+class Lease(Strict):
+    """A durable claim on a device: whole, or so many bytes of its memory."""
+
+    owner: str = Field(description="run/NAME or replica/NAME")
+    memory: int | None = Field(default=None, description="bytes; None: the whole device")
+
+
+class DeviceProcess(Strict):
+    """A process that uses a device, as the driver tells."""
+
+    pid: int
+    name: str = Field(default="", description="its command's name; empty when it has ended but its memory is not back")
+    memory: int | None = Field(default=None, description="bytes, where the driver tells")
 
 
 class Device(Strict):
@@ -18,7 +35,13 @@ class Device(Strict):
     utilisation: float | None = None
     power: float | None = None
     temperature: float | None = None
-    owner: str | None = Field(default=None, description="the run or replica that it is given to")
+    mode: Literal["shared", "exclusive"] = Field(default="shared", description="whether leases may share it")
+    owner: str | None = Field(default=None, description="the runs and replicas that hold it, with commas")
+    leases: list[Lease] = []
+    foreign: list[DeviceProcess] = Field(default=[], description="processes on it that are not of Stoker")
+    links: list[str] = Field(default=[], description="UUIDs of the devices that NVLink joins it to")
+    ecc_errors: int | None = Field(default=None, description="uncorrected, since the driver was loaded")
+    xid: int | None = Field(default=None, description="the last critical error that the driver told of")
     error: str | None = Field(default=None, description="why it can't be sampled")
 
 
@@ -41,6 +64,7 @@ class Host(Strict):
     memory_used: int = 0
     disk_total: int = 0
     disk_free: int = 0
+    limits: str = Field(default="", description="how the limits of runs and replicas are enforced on this host")
     devices: list[Device] = []
     devices_message: str = Field(default="", description="why no GPU is listed, in one sentence")
 

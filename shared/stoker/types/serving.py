@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from stoker.types.base import Name, Resource, Seconds, Spec, State, Time
+from stoker.types.base import Bytes, Name, Resource, Seconds, Spec, State, Time
+from stoker.types.supervision import Limits, Restart
 
 ArmName = Literal["stable", "candidate", "shadow"]
 
@@ -30,6 +31,7 @@ class CommandEngine(Spec):
     )
     env: dict[str, str] = {}
     ready_path: str = Field(default="/v1/completions", description="a real inference is asked of this path")
+    health_path: str = Field(default="/health", description="any answer to a GET of this path shows that it lives")
 
 
 Engine = Annotated[VllmEngine | CommandEngine, Field(discriminator="type")]
@@ -45,9 +47,18 @@ class DeploymentSpec(Spec):
     engine: Engine
     replicas: int = Field(default=1, ge=1, le=64)
     devices: int = Field(default=0, ge=0, description="GPUs for each replica")
+    device_memory: Bytes | None = Field(
+        default=None, ge=1 << 20, description="of each of them, the rest being left to others; else the whole device"
+    )
     start_timeout: Seconds = Field(default=600.0, description="from start to ready; then the replica counts as failed")
     drain_timeout: Seconds = Field(default=30.0, description="how long requests in flight may take when it stops")
-    max_restarts: int = Field(default=5, ge=0, description="failures in a row before it is given up")
+    stall_timeout: Seconds = Field(
+        default=60.0,
+        gt=0,
+        description="without progress or an answer for so long it gets no requests; for twice as long, it is restarted",
+    )
+    restart: Restart = Restart()
+    limits: Limits = Limits()
 
 
 class Starting(State):
@@ -65,6 +76,19 @@ class Ready(State):
     phase: Literal["ready"] = "ready"
     process: str
     since: Time
+
+
+class Unwell(State):
+    """Its process lives, but it makes no progress (stalled) or does not answer (unreachable). Gets no new requests.
+
+    It is ready again when that ends, and restarted when it doesn't.
+    """
+
+    phase: Literal["stalled", "unreachable"]
+    process: str
+    since: Time = Field(description="of the last sign of progress")
+    ready_since: Time
+    message: str
 
 
 class Draining(State):
@@ -107,7 +131,7 @@ class Pending(State):
 
 
 ReplicaState = Annotated[
-    Pending | Starting | Ready | Draining | Stopping | BackingOff | ReplicaFailed, Field(discriminator="phase")
+    Pending | Starting | Ready | Unwell | Draining | Stopping | BackingOff | ReplicaFailed, Field(discriminator="phase")
 ]
 
 
@@ -125,6 +149,7 @@ class Replica(Resource):
     starts: int = 0
     address: str = Field(default="", description="unix:PATH or HOST:PORT")
     devices: list[str] = Field(default=[], description="UUIDs of the GPUs that it holds now")
+    device_memory: int | None = Field(default=None, description="bytes that it holds of each; None: whole devices")
     launch_digest: str = Field(default="", description="hash of the engine's spec that it was made for")
     state: ReplicaState = Pending()
 

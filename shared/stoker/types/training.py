@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stoker.types.base import Name, Resource, Seconds, Spec, State, Strict, Time, now
+from stoker.types.base import Bytes, Name, Resource, Seconds, Spec, State, Strict, Time, now
+from stoker.types.supervision import Limits
 
 
 class Dataset(Resource):
@@ -58,7 +59,15 @@ class JobSpec(Spec):
     timeout: Seconds | None = Field(default=None, description="per attempt; then the whole process tree is killed")
     retries: int = Field(default=0, ge=0, le=100)
     backoff: Seconds = Field(default=10.0, description="before the first retry; doubles with each, capped at 10 min")
-    devices: int = Field(default=0, ge=0, description="GPUs that a run needs for itself")
+    checkpoint: str | None = Field(
+        default=None,
+        description="glob in the output folder; a retry finds the newest match as {checkpoint} and STOKER_CHECKPOINT",
+    )
+    devices: int = Field(default=0, ge=0, description="GPUs that a run needs")
+    device_memory: Bytes | None = Field(
+        default=None, ge=1 << 20, description="of each of them, the rest being left to others; else the whole device"
+    )
+    limits: Limits = Limits()
     registers: Register | None = None
 
 
@@ -152,6 +161,15 @@ class Failed(State):
     signal: int | None = None
 
 
+class Lost(State):
+    """Cut off, by a crash of the machine or a killed supervisor, so that no exit status exists; no retry is left."""
+
+    phase: Literal["lost"] = "lost"
+    started_at: Time
+    finished_at: Time
+    message: str
+
+
 class Cancelled(State):
     """Stopped by a person."""
 
@@ -159,7 +177,9 @@ class Cancelled(State):
     finished_at: Time
 
 
-RunState = Annotated[Queued | Running | Cancelling | Succeeded | Failed | Cancelled, Field(discriminator="phase")]
+RunState = Annotated[
+    Queued | Running | Cancelling | Succeeded | Failed | Lost | Cancelled, Field(discriminator="phase")
+]
 
 
 ACTIVE_PHASES = frozenset({"queued", "running", "cancelling"})
@@ -184,6 +204,7 @@ class Run(Resource):
     base_version: str | None = Field(default=None, description="model@number")
     environment: dict[str, Any] = Field(default_factory=dict, description="python, platform, packages_digest")
     devices: list[str] = Field(default=[], description="UUIDs of the GPUs that it holds now")
+    checkpoint: str | None = Field(default=None, description="absolute path that this attempt goes on from")
     state: RunState = Field(default_factory=Queued)
     folder: str = Field(default="", description="absolute path of the run's folder")
 
