@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlmodel import SQLModel
+from sqlmodel import Session, SQLModel
 
 from stoker.errors import Conflict, Unavailable
+from stoker.types.serving import Deployment, Replica
+from stokerd.serving.engines import launch_digest
 from stokerd.store import tables
 from stokerd.store.migrate import KEPT_BACKUPS, migrate
-from stokerd.store.store import open_engine
+from stokerd.store.store import Query, open_engine
+
+OLD_DATABASES = Path(__file__).parents[2] / "data"
 
 
 def test_the_migrations_make_exactly_the_tables_that_the_code_uses(tmp_path: Path) -> None:
@@ -33,7 +37,7 @@ def test_a_database_is_backed_up_before_anything_touches_it_and_old_backups_go(t
     kept = sorted((tmp_path / "backups").iterdir())
     assert kept == saved[-KEPT_BACKUPS:]
     with closing(sqlite3.connect(kept[-1])) as backup:
-        assert backup.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert backup.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
 
 
 def test_a_newer_schema_is_left_untouched(tmp_path: Path) -> None:
@@ -56,3 +60,25 @@ def test_a_damaged_database_is_refused_and_the_newest_backup_named(tmp_path: Pat
         migrate(tmp_path / "state.db", tmp_path / "backups")
     assert str(saved) in refused.value.hint
     assert refused.value.code == "state-damaged"
+
+
+@pytest.mark.parametrize("dump", sorted(OLD_DATABASES.glob("state-*.sql")), ids=lambda p: p.stem)
+def test_a_database_of_every_earlier_schema_is_upgraded_and_says_what_it_said(tmp_path: Path, dump: Path) -> None:
+    path = tmp_path / "state.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(dump.read_text())
+        events = db.execute("SELECT * FROM event ORDER BY id").fetchall()
+    saved = migrate(path, tmp_path / "backups")
+    assert saved is not None
+    assert saved.stem.endswith(dump.stem.removeprefix("state-"))
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT * FROM event ORDER BY id").fetchall() == events
+    engine = open_engine(path, synchronous="FULL")
+    with Session(engine) as session:
+        query = Query(session)
+        found = {kind: query.all(kind) for kind in tables.ROWS}  # each document is read by the type of today
+        assert query.get(Deployment, "chat").spec.restart.limit == 3
+        replica = query.get(Replica, "chat-v1-0")
+        assert replica.launch_digest == launch_digest(query.get(Deployment, "chat").spec)  # it need not be started anew
+    engine.dispose()
+    assert {k.kind for k, resources in found.items() if resources} >= {"job", "run", "schedule", "deployment"}

@@ -7,6 +7,7 @@ import json
 
 from stoker.errors import InvalidSpec
 from stoker.types.serving import CommandEngine, DeploymentSpec, VllmEngine
+from stoker.types.supervision import Limits
 from stokerd.serving.engines.base import Engine
 from stokerd.serving.engines.command import KNOWN, CommandServer, unknown_placeholder
 from stokerd.serving.engines.vllm import Vllm, own_option
@@ -43,6 +44,16 @@ def check_engine(spec: DeploymentSpec) -> None:
 
 
 def launch_digest(spec: DeploymentSpec) -> str:
-    """Changes when replicas must be started anew for *spec*."""
-    relevant = {"engine": spec.engine.model_dump(mode="json"), "devices": spec.devices}
+    """Changes when replicas must be started anew for *spec*.
+
+    What a later Stoker adds to specs counts only where it is used: an upgrade restarts nobody.
+    """
+    relevant: dict[str, object] = {
+        "engine": spec.engine.model_dump(mode="json", exclude={"health_path"}),  # where it's asked, not how it runs
+        "devices": spec.devices,
+    }
+    if spec.device_memory is not None:
+        relevant["device_memory"] = spec.device_memory
+    if spec.limits != Limits():
+        relevant["limits"] = spec.limits.model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
