@@ -6,7 +6,7 @@ stoker.log_metric("loss", 0.31, step=10)
 stoker.log_artifact("confusion.png")
 """
 
-from stoker.tracking import is_active, log_artifact, log_metric, log_params
+from stoker.tracking import checkpoint, is_active, log_artifact, log_metric, log_params
 
 __version__ = "0.1.0"
-__all__ = ["is_active", "log_artifact", "log_metric", "log_params"]
+__all__ = ["checkpoint", "is_active", "log_artifact", "log_metric", "log_params"]

@@ -21,6 +21,16 @@ def is_active() -> bool:
     return _ENV in os.environ
 
 
+def checkpoint() -> Path | None:
+    """What an earlier attempt of this run left to go on from; None at the first, or when the job names no checkpoint.
+
+    The job's ``checkpoint`` says which files of ``$STOKER_OUTPUT`` count. Write each under another name first and then
+    rename it, so that one that was cut off is never taken.
+    """
+    found = os.environ.get("STOKER_CHECKPOINT")
+    return Path(found) if found else None
+
+
 def _append(line: dict[str, object]) -> None:
     folder = os.environ.get(_ENV)
     if folder is None:

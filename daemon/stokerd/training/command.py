@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from stoker.errors import InvalidSpec
 from stoker.types.training import JobSpec, Run
-from stokerd.processes.states import Command
+from stokerd.processes.states import Bounds, Command
 
+OOM_SCORE_ADJ = 800  # when memory runs out, training goes first: it can be done again
 _PLACEHOLDER = re.compile(r"(?<!\$)\{([a-z][a-z_]*(?:\.[A-Za-z0-9_-]+)?)\}")
 
 
@@ -42,10 +44,16 @@ class Places:
 
 
 def check_command(spec: JobSpec) -> None:
-    """Refuse a command with a placeholder that can't be filled in. Raises `InvalidSpec`."""
+    """Refuse a command with a placeholder that can't be filled in, or checkpoints elsewhere. Raises `InvalidSpec`."""
+    if spec.checkpoint is not None and (spec.checkpoint.startswith("/") or ".." in Path(spec.checkpoint).parts):
+        raise InvalidSpec(
+            f"job {spec.name}: checkpoint: {spec.checkpoint} leaves the run's output folder.",
+            "Give a path or pattern within it, such as checkpoint-*.pt, and write there ($STOKER_OUTPUT).",
+        )
     known = {"python", "code", "output"} | {f"params.{p}" for p in spec.params}
     known |= {"dataset"} if spec.dataset else set()
     known |= {"base"} if spec.base else set()
+    known |= {"checkpoint"} if spec.checkpoint else set()
     for argument in spec.command:
         for name in _PLACEHOLDER.findall(argument):
             if name not in known:
@@ -73,11 +81,26 @@ def command_of(run: Run, places: Places, inherited: Mapping[str, str]) -> Comman
         if path is not None:
             values[name] = str(path)
             env[f"STOKER_{name.upper()}"] = str(path)
+    if run.spec.checkpoint is not None:
+        values["checkpoint"] = run.checkpoint or ""
+        if run.checkpoint is not None:
+            env["STOKER_CHECKPOINT"] = run.checkpoint
     if run.devices:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(run.devices)
     env |= run.spec.env
     argv = tuple(_PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), a) for a in run.spec.command)
-    return Command(argv=argv, cwd=str(places.code), env=env, log=str(places.log))
+    limits = run.spec.limits
+    bounds = Bounds(limits.memory, limits.processes, limits.cpu_weight, OOM_SCORE_ADJ)
+    return Command(argv=argv, cwd=str(places.code), env=env, log=str(places.log), bounds=bounds)
+
+
+def newest_checkpoint(folder: Path, pattern: str) -> Path | None:
+    """The file or folder in *folder* that fits *pattern* and was changed last; None when there is none."""
+    found: list[tuple[float, Path]] = []
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # the program may have rotated it away meanwhile
+            found.append((path.stat().st_mtime, path))
+    return max(found)[1] if found else None
 
 
 def _text(value: str | int | float | bool) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from stoker.types.training import (
     Failed,
     Queued,
     Run,
+    RunLost,
     Running,
     Succeeded,
 )
 from stokerd.devices import leases
 from stokerd.devices.inventory import Inventory
 from stokerd.processes.environment import inherited
+from stokerd.processes.kernel import age_seconds
 from stokerd.processes.logs import tail_lines
 from stokerd.processes.states import Absent, Alive, Command, Exited, Lost, ending
 from stokerd.processes.supervisor import Supervisor
@@ -33,8 +36,8 @@ from stokerd.registry.models import Registry
 from stokerd.store.content import ContentStore
 from stokerd.store.store import Query, Store, Transaction
 from stokerd.tracking.reader import Tracking
-from stokerd.training.command import Places, command_of
-from stokerd.training.transitions import after_failure, timed_out
+from stokerd.training.command import Places, command_of, newest_checkpoint
+from stokerd.training.transitions import after_failure, is_due
 
 log = logging.getLogger(__name__)
 PROCESS_PREFIX = "run-"
@@ -65,12 +68,15 @@ class Runs:
         self._concurrent = concurrent
         self._library = library
         self._delays: dict[str, str] = {}
+        self._waiting_since: dict[tuple[str, int], float] = {}
 
     async def step(self) -> None:
         """Look at each active run once, and take its next step."""
         runs = await self._store.read(lambda q: q.all(Run, phase=ACTIVE_PHASES))
         for run in runs:
             await self._advance_safely(run)
+        for key in set(self._waiting_since) - {(r.name, r.attempt) for r in runs}:
+            del self._waiting_since[key]
         kept = {r.state.process for r in runs if isinstance(r.state, Running | Cancelling)}
         self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
 
@@ -94,15 +100,16 @@ class Runs:
 
     async def _advance(self, run: Run) -> None:
         match run.state:
-            case Queued(not_before=not_before):
-                if not_before <= now():
+            case Queued() as queued:
+                began = self._waiting_since.setdefault((run.name, run.attempt), time.monotonic())
+                if is_due(queued, now(), time.monotonic() - began):
                     await self._store.write(lambda tx: self._claim(tx, run.name))
             case Running(process=process, started_at=started_at):
                 match self._supervisor.observe(process):
                     case Absent():
                         self._supervisor.start(process, await self._prepare(run))
-                    case Alive():
-                        if timed_out(run, started_at, now()):
+                    case Alive(pid=pid):
+                        if pid is not None and _is_over_time(run, pid):
                             await self._store.write(lambda tx: self._time_out(tx, run.name))
                     case Exited(exit_code=0):
                         await self._succeed(run, started_at)
@@ -206,15 +213,34 @@ class Runs:
             return
         state = after_failure(run, why, observed, now())
         lines = await asyncio.to_thread(tail_lines, Path(run.folder) / "log", 5)
+        was_lost = isinstance(observed, Lost)
         if isinstance(state, Queued):
             run.attempt += 1
             wait = (state.not_before - now()).total_seconds()
-            await self._end(run, state, "RunRetrying", f"{run.name}: {why}; again in {wait:.0f} s.", log=lines)
+            run.checkpoint = await self._checkpoint(run)
+            point = f", from {Path(run.checkpoint).name}" if run.checkpoint else ""
+            reason = "RunLost" if was_lost else "RunRetrying"
+            await self._end(run, state, reason, f"{run.name}: {why}; again in {wait:.0f} s{point}.", log=lines)
+        elif isinstance(state, RunLost):
+            await self._end(run, state, "RunLost", f"{run.name} was lost: {state.message}", log=lines)
         else:
             await self._end(run, state, "RunFailed", f"{run.name} failed: {state.message}", log=lines)
 
+    @staticmethod
+    async def _checkpoint(run: Run) -> str | None:
+        """What the next attempt goes on from."""
+        if run.spec.checkpoint is None:
+            return None
+        found = await asyncio.to_thread(newest_checkpoint, Path(run.folder) / "output", run.spec.checkpoint)
+        return None if found is None else str(found)
+
     async def _end(
-        self, run: Run, state: Queued | Succeeded | Failed | Cancelled, reason: str, message: str, **data: object
+        self,
+        run: Run,
+        state: Queued | Succeeded | Failed | RunLost | Cancelled,
+        reason: str,
+        message: str,
+        **data: object,
     ) -> None:
         """Leave the running state and give the devices back, unless somebody else moved the run meanwhile."""
 
@@ -224,7 +250,16 @@ class Runs:
                 return
             current.state = state
             current.attempt = run.attempt
+            current.checkpoint = run.checkpoint
             current.devices = []
             tx.save(current, reason, message, **data)
 
         await self._store.write(save)
+
+
+def _is_over_time(run: Run, pid: int) -> bool:
+    """Whether this attempt has run for longer than its job allows; a clock that is set doesn't count."""
+    try:
+        return run.spec.timeout is not None and age_seconds(pid) > run.spec.timeout
+    except OSError:  # it has ended just now
+        return False

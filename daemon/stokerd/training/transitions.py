@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from stoker.types.training import Failed, Queued, Run
+from stoker.types.training import Failed, Queued, Run, RunLost, Running
+from stokerd.backoff import delay
 from stokerd.processes.states import Exited, Lost
 
 BACKOFF_CAP_SECONDS = 600.0
 
 
-def after_failure(run: Run, why: str, observed: Exited | Lost | None, moment: datetime) -> Queued | Failed:
-    """Queued again while retries are left, waiting twice as long each time; else failed."""
+def after_failure(run: Run, why: str, observed: Exited | Lost | None, moment: datetime) -> Queued | Failed | RunLost:
+    """Queued again while retries are left, waiting twice as long each time; else lost, if it was cut off, or failed."""
     if run.attempt <= run.spec.retries:
-        seconds = min(run.spec.backoff * 2 ** min(run.attempt - 1, 32), BACKOFF_CAP_SECONDS)
-        return Queued(not_before=moment + timedelta(seconds=seconds), why=f"attempt {run.attempt} failed: {why}.")
+        seconds = delay(run.name, run.attempt, run.spec.backoff, BACKOFF_CAP_SECONDS)
+        was = "was lost" if isinstance(observed, Lost) else "failed"
+        return Queued(not_before=moment + timedelta(seconds=seconds), why=f"attempt {run.attempt} {was}: {why}.")
     attempts = "" if run.attempt == 1 else f", at attempt {run.attempt} of {run.spec.retries + 1}"
+    started_at = getattr(run.state, "started_at", None)
+    if isinstance(observed, Lost) and isinstance(run.state, Running):
+        return RunLost(started_at=run.state.started_at, finished_at=moment, message=f"{why}{attempts}.")
     exited = observed if isinstance(observed, Exited) else None
     return Failed(
-        started_at=getattr(run.state, "started_at", None),
+        started_at=started_at,
         finished_at=moment,
         message=f"{why}{attempts}.",
         exit_code=exited.exit_code if exited else None,
@@ -26,6 +31,9 @@ def after_failure(run: Run, why: str, observed: Exited | Lost | None, moment: da
     )
 
 
-def timed_out(run: Run, started_at: datetime, moment: datetime) -> bool:
-    """Whether this attempt has run for longer than its job allows."""
-    return run.spec.timeout is not None and (moment - started_at).total_seconds() > run.spec.timeout
+def is_due(state: Queued, moment: datetime, waited_seconds: float) -> bool:
+    """Whether a queued run's moment has come: by the clock, or because it has *waited_seconds* in this daemon's life.
+
+    No wait is meant to be longer than the cap; a clock that was set back must not prolong it.
+    """
+    return state.not_before <= moment or waited_seconds > BACKOFF_CAP_SECONDS * 1.2

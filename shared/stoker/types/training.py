@@ -161,7 +161,7 @@ class Failed(State):
     signal: int | None = None
 
 
-class Lost(State):
+class RunLost(State):
     """Cut off, by a crash of the machine or a killed supervisor, so that no exit status exists; no retry is left."""
 
     phase: Literal["lost"] = "lost"
@@ -178,7 +178,7 @@ class Cancelled(State):
 
 
 RunState = Annotated[
-    Queued | Running | Cancelling | Succeeded | Failed | Lost | Cancelled, Field(discriminator="phase")
+    Queued | Running | Cancelling | Succeeded | Failed | RunLost | Cancelled, Field(discriminator="phase")
 ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from stoker.errors import InvalidSpec
 from stoker.types.training import JobSpec, Run
-from stokerd.training.command import Places, check_command, command_of
+from stokerd.processes.states import Bounds
+from stokerd.training.command import OOM_SCORE_ADJ, Places, check_command, command_of, newest_checkpoint
 
 
 def job(*command: str, **fields: Any) -> JobSpec:
@@ -46,3 +48,36 @@ def test_the_program_is_told_its_run_its_devices_and_its_params_and_no_more_of_o
 def test_a_placeholder_that_cannot_be_filled_in_is_refused_before_anything_runs(argument: str) -> None:
     with pytest.raises(InvalidSpec, match="can't be filled in"):
         check_command(job("x", argument, params={"lr": 1}))
+
+
+def test_a_retry_goes_on_from_the_checkpoint_and_a_first_attempt_from_nothing() -> None:
+    spec = job("x", "--resume={checkpoint}", checkpoint="step-*")
+    check_command(spec)
+    first = command(spec)
+    assert first.argv == ("x", "--resume=")
+    assert "STOKER_CHECKPOINT" not in first.env
+    run = Run(name="j-1", job="j", number=1, spec=spec, attempt=2, checkpoint="/r/output/step-2")
+    again = command_of(run, PLACES, {})
+    assert again.argv == ("x", "--resume=/r/output/step-2")
+    assert again.env["STOKER_CHECKPOINT"] == "/r/output/step-2"
+
+
+@pytest.mark.parametrize("pattern", ["/tmp/x", "../x", "a/../../x"])
+def test_a_checkpoint_outside_the_output_is_refused(pattern: str) -> None:
+    with pytest.raises(InvalidSpec, match="checkpoint"):
+        check_command(job("x", checkpoint=pattern))
+
+
+def test_the_newest_checkpoint_is_the_one_that_was_changed_last(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path, "step-*") is None
+    for number, time in ((9, 100), (10, 300), (11, 200)):
+        (tmp_path / f"step-{number}").touch()
+        os.utime(tmp_path / f"step-{number}", (time, time))
+    assert newest_checkpoint(tmp_path, "step-*") == tmp_path / "step-10"
+    assert newest_checkpoint(tmp_path, "other-*") is None
+
+
+def test_limits_become_bounds_and_training_is_the_first_to_go_when_memory_runs_out() -> None:
+    assert command(job("x", limits={"memory": "1GiB", "processes": 50})).bounds == Bounds(
+        1 << 30, 50, None, OOM_SCORE_ADJ
+    )

@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.types.training import Failed, JobSpec, Queued, Run, Running
+from stoker.types.training import Failed, JobSpec, Queued, Run, RunLost, Running
+from stokerd.backoff import JITTER
 from stokerd.processes.states import Exited, Lost, ending
-from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure
+from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure, is_due
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -23,7 +24,9 @@ def test_retries_are_counted_and_their_waits_double_up_to_a_cap(attempt: int, re
     if attempt <= retries:
         assert isinstance(state, Queued)
         wait = (state.not_before - NOW).total_seconds()
-        assert wait == min(10 * 2 ** (attempt - 1), BACKOFF_CAP_SECONDS)
+        usual = min(10 * 2 ** (attempt - 1), BACKOFF_CAP_SECONDS)
+        assert usual * (1 - JITTER) <= wait <= usual * (1 + JITTER)
+        assert state == after_failure(run(attempt, retries), "it broke", Exited(3, None, 0, 1), NOW)
     else:
         assert isinstance(state, Failed)
         assert state.exit_code == 3
@@ -37,7 +40,17 @@ def test_each_way_to_end_has_its_own_words() -> None:
     assert "machine" in ending(Lost("the machine went down"))
 
 
-def test_the_first_retry_waits_as_long_as_the_job_says() -> None:
-    state = after_failure(run(1, 1), "it broke", None, NOW)
-    assert isinstance(state, Queued)
-    assert state.not_before == NOW + timedelta(seconds=10)
+def test_a_run_that_was_cut_off_is_retried_like_others_and_lost_when_no_retry_is_left() -> None:
+    retried = after_failure(run(1, 1), "the machine went down", Lost("x", by_reboot=True), NOW)
+    assert isinstance(retried, Queued)
+    assert "attempt 1 was lost" in retried.why
+    lost = after_failure(run(2, 1), "the machine went down", Lost("x", by_reboot=True), NOW)
+    assert isinstance(lost, RunLost)
+    assert "at attempt 2 of 2" in lost.message
+
+
+def test_a_clock_that_was_set_back_prolongs_no_wait() -> None:
+    state = Queued(not_before=NOW + timedelta(hours=1))
+    assert not is_due(state, NOW, 5)
+    assert is_due(state, NOW, BACKOFF_CAP_SECONDS * 2)
+    assert is_due(state, NOW + timedelta(hours=1), 0)
