@@ -14,10 +14,11 @@ from stoker.cli.human import local, moment, size, span
 from stoker.types.base import now
 from stoker.types.events import Event
 
-_BYTES = frozenset({"bytes", "memory_total", "memory_used", "disk_total", "disk_free"})
+_BYTES = frozenset({"bytes", "memory_total", "memory_used", "disk_total", "disk_free", "memory", "device_memory"})
 _LONGEST = 300  # characters of a value: the packages of a run's environment fill pages
 _SECONDS = frozenset(
     {"timeout", "backoff", "interval", "start_timeout", "drain_timeout", "min_duration", "max_duration"}
+    | {"stall_timeout", "backoff_cap", "healthy_after"}
 )
 
 

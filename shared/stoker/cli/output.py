@@ -17,7 +17,7 @@ from rich.text import Text
 EXIT_PIPE = 141  # 128 + SIGPIPE: what a shell reports of a program whose reader went away
 
 _GOOD = frozenset({"ready", "succeeded", "promoted", "pass", "created"})
-_BAD = frozenset({"failed", "rolled-back", "degraded", "fail", "rolling-back"})
+_BAD = frozenset({"failed", "rolled-back", "degraded", "fail", "rolling-back", "lost", "unreachable", "stalled"})
 _MOVING = frozenset(
     {"starting", "running", "stepping", "preparing", "promoting", "draining", "backing-off", "cancelling", "paused"}
     | {"starved", "changed"}

@@ -15,7 +15,7 @@ from stoker.cli.options import Home, Json, connect, examples, verb_app
 from stoker.client import Client, read_list
 from stoker.errors import StokerError
 from stoker.types.base import now
-from stoker.types.host import Host, TrafficStats
+from stoker.types.host import Device, Host, TrafficStats
 from stoker.types.rollouts import FINAL_PHASES, Rollout
 from stoker.types.serving import Deployment, Replica
 from stoker.types.training import ACTIVE_PHASES, Run
@@ -103,11 +103,17 @@ def _print_host(host: Host) -> None:
             "-" if d.power is None else f"{d.power:.0f} W",
             "-" if d.temperature is None else f"{d.temperature:.0f} °C",
             d.owner or "-",
-            d.error or "",
+            d.error or foreign(d),
         ]
         for d in host.devices
     ]
-    output.table(["GPU", "NAME", "BUSY", "MEMORY", "POWER", "TEMP", "OWNER", "ERROR"], rows)
+    output.table(["GPU", "NAME", "BUSY", "MEMORY", "POWER", "TEMP", "OWNER", "NOTE"], rows)
+
+
+def foreign(device: Device) -> str:
+    """Who else uses *device*, in a few words; empty when nobody does."""
+    others = ", ".join(f"{p.name or 'ended'} ({p.pid})" for p in device.foreign)
+    return f"also used by {others}" if others else ""
 
 
 def _print_deployments(seen: _Seen) -> None:

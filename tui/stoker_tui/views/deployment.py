@@ -89,7 +89,12 @@ def _replica(replica: Replica, clock: Clock) -> Row:
             line((elapsed(replica, clock), "muted")),
             line(str(replica.starts)),
             line((str(replica.failures), "bad" if replica.failures else "")),
-            line((said or ", ".join(replica.devices), "bad" if replica.phase == "failed" else "muted")),
+            line(
+                (
+                    said or ", ".join(replica.devices),
+                    "bad" if replica.phase in ("failed", "stalled", "unreachable") else "muted",
+                )
+            ),
         ),
         said,
     )

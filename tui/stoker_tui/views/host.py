@@ -145,8 +145,16 @@ def _device(device: Device) -> tuple[Line, ...]:
         line(memory),
         line(NOTHING if device.power is None else f"{device.power:.0f} W"),
         line(NOTHING if device.temperature is None else f"{device.temperature:.0f} °C"),
-        line(device.owner) if device.owner else line(("free", "muted")),
+        _holder(device),
     )
+
+
+def _holder(device: Device) -> Line:
+    """Its owners; else what else is on it, or that it is free."""
+    if device.owner:
+        return line(device.owner)
+    others = ", ".join(f"{printable(p.name) or 'ended'} ({p.pid})" for p in device.foreign)
+    return line((f"! not Stoker's: {others}", "warn")) if others else line(("free", "muted"))
 
 
 def history(view: View, clock: Clock, width: int, rows: int) -> list[Line]:

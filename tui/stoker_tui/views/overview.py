@@ -100,7 +100,7 @@ def deployment_more(view: View, deployment: Deployment) -> str:
     """A sentence on a deployment: its own message, else that of the replica that is worst off, else its traffic."""
     if deployment.message:
         return printable(deployment.message)
-    for phase in ("failed", "backing-off", "starting", "pending"):
+    for phase in ("failed", "unreachable", "stalled", "backing-off", "starting", "pending"):
         for replica in view.replicas_of(deployment.name):
             if replica.phase == phase and replica.wanted:
                 said = replica_message(replica)
@@ -109,6 +109,8 @@ def deployment_more(view: View, deployment: Deployment) -> str:
     served = sum(t.requests for t in arms if t.arm != "shadow")
     return f"{served} requests in the last minute" if served else "no requests in the last minute"
 
+
+_BAD_PHASES = frozenset({"failed", "lost", "stalled", "unreachable", "rolled-back", "rolling-back"})
 
 ROLLOUT_COLUMNS = (
     Column("ROLLOUTS", 12, flex=True),
@@ -230,7 +232,7 @@ def run_result(run: Run) -> tuple[str, str]:
         case Queued(why=why):
             return printable(why), "muted"
         case _:
-            return printable(str(getattr(run.state, "message", ""))), "bad" if run.phase == "failed" else ""
+            return printable(str(getattr(run.state, "message", ""))), "bad" if run.phase in ("failed", "lost") else ""
 
 
 def run_sentence(run: Run) -> str:
@@ -278,4 +280,4 @@ def event_sentence(event: Event) -> str:
 def event_role(event: Event) -> str:
     """Bad news stands out."""
     phase = str(event.data.get("phase", ""))
-    return "bad" if phase in ("failed", "rolled-back", "rolling-back") else "warn" if phase == "backing-off" else ""
+    return "bad" if phase in _BAD_PHASES else "warn" if phase == "backing-off" else ""
