@@ -56,10 +56,11 @@ class Facts:
 
     ``candidate_failed`` and ``trip`` are sentences, None when all is well. ``step_requests`` and ``verdict`` are of the
     tested arm (candidate, or shadow in a shadow step) since the state's ``since``. ``routed``: the gateway confirmed
-    the `weights` of the present state.
+    the `weights` of the present state. ``seconds``: spent in the present state, however the clock was set meanwhile.
     """
 
     now: datetime
+    seconds: float = 0.0
     candidate_ready: bool = False
     candidate_failed: str | None = None
     step_requests: int = 0
@@ -103,7 +104,7 @@ def _advance_step(spec: RolloutSpec, state: Stepping, facts: Facts) -> RolloutSt
         because = verdict.reason
     if because:
         return _roll_back(facts, because)
-    seconds = (facts.now - state.since).total_seconds()
+    seconds = facts.seconds
     enough = facts.step_requests >= step.min_requests and seconds >= step.min_duration
     if enough and isinstance(verdict, Pass):
         if state.step + 1 < len(spec.steps):

@@ -25,6 +25,7 @@ from stoker.types.rollouts import (
     Verdict,
 )
 from stoker.types.serving import BackingOff, Deployment, Ready, Replica, ReplicaFailed
+from stokerd.clock import Elapsed
 from stokerd.gateway.wire import Record
 from stokerd.rollouts import machine
 from stokerd.rollouts.verdict import hard_trip, judge_all, overall
@@ -46,6 +47,7 @@ class Rollouts:
         self._store = store
         self._gateway = gateway
         self._metrics = metrics
+        self._elapsed = Elapsed()
 
     async def command(self, name: str, verb: machine.Verb, by: str) -> Rollout:
         """Pause, resume, promote or abort. Raises `NotFound`, or `Conflict` when the verb doesn't fit the state."""
@@ -96,11 +98,13 @@ class Rollouts:
             rollout.arms = {name: arm_stats(records) for name, records in arms.items() if records or name == "stable"}
             rollout.readings = judge_all(rollout.spec.guards, arms["stable"], tested, ALPHA / len(rollout.spec.steps))
             verdict = overall(rollout.readings)
+        since = getattr(rollout.state, "since", None)
         candidates = [r for r in replicas if r.version == rollout.to_version and r.wanted]
         ready = [r for r in candidates if isinstance(r.state, Ready)]
         broken = [f"{r.name}: {r.state.message}" for r in candidates if isinstance(r.state, BackingOff | ReplicaFailed)]
         return machine.Facts(
             now=now(),
+            seconds=self._elapsed.since(rollout.name, since) if since else 0.0,
             candidate_ready=bool(candidates) and len(ready) >= deployment.spec.replicas,
             candidate_failed=broken[0] if broken else None,
             step_requests=sum(r.is_error or not r.client_gone for r in tested),

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from stoker.types.training import (
     Running,
     Succeeded,
 )
+from stokerd.backoff import JITTER
+from stokerd.clock import Elapsed
 from stokerd.devices import leases
 from stokerd.devices.inventory import Inventory
 from stokerd.processes.environment import inherited
@@ -37,7 +38,7 @@ from stokerd.store.content import ContentStore
 from stokerd.store.store import Query, Store, Transaction
 from stokerd.tracking.reader import Tracking
 from stokerd.training.command import Places, command_of, newest_checkpoint
-from stokerd.training.transitions import after_failure, is_due
+from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure
 
 log = logging.getLogger(__name__)
 PROCESS_PREFIX = "run-"
@@ -68,15 +69,13 @@ class Runs:
         self._concurrent = concurrent
         self._library = library
         self._delays: dict[str, str] = {}
-        self._waiting_since: dict[tuple[str, int], float] = {}
+        self._elapsed = Elapsed()
 
     async def step(self) -> None:
         """Look at each active run once, and take its next step."""
         runs = await self._store.read(lambda q: q.all(Run, phase=ACTIVE_PHASES))
         for run in runs:
             await self._advance_safely(run)
-        for key in set(self._waiting_since) - {(r.name, r.attempt) for r in runs}:
-            del self._waiting_since[key]
         kept = {r.state.process for r in runs if isinstance(r.state, Running | Cancelling)}
         self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
 
@@ -100,9 +99,8 @@ class Runs:
 
     async def _advance(self, run: Run) -> None:
         match run.state:
-            case Queued() as queued:
-                began = self._waiting_since.setdefault((run.name, run.attempt), time.monotonic())
-                if is_due(queued, now(), time.monotonic() - began):
+            case Queued(not_before=not_before):
+                if self._elapsed.has_come(run.name, not_before, BACKOFF_CAP_SECONDS * (1 + JITTER)):
                     await self._store.write(lambda tx: self._claim(tx, run.name))
             case Running(process=process, started_at=started_at):
                 match self._supervisor.observe(process):

@@ -74,6 +74,14 @@ def _moments(trigger: BaseTrigger, after: datetime, until: datetime) -> Iterator
         moment = following
 
 
+def _resume_intervals(tx: Transaction) -> None:
+    present = now()
+    for schedule in tx.all(Schedule):
+        if schedule.spec.interval is not None and _since(schedule) > present:
+            schedule.last_fired_at = schedule.spec_set_at = present
+            tx.save(schedule)
+
+
 def _since(schedule: Schedule) -> datetime:
     """Firings up to then are settled."""
     return max(schedule.last_fired_at or schedule.spec_set_at, schedule.spec_set_at)
@@ -95,6 +103,16 @@ class Schedules:
     def close(self) -> None:
         """Stop firing."""
         self._scheduler.shutdown(wait=False)
+
+    async def clock_was_set(self, seconds: float) -> None:
+        """Work the next firings out anew: timers that were set by the old clock would ring at the wrong moment.
+
+        A clock that went back by *seconds* (negative) leaves firings that are settled already in the future. For cron
+        and date they stay settled, since none is to happen twice; an interval goes on from now.
+        """
+        if seconds < 0:
+            await self._store.write(_resume_intervals)
+        self._loaded.clear()
 
     async def step(self) -> None:
         """Bring APScheduler's jobs in line with the rows; make up for what was missed."""

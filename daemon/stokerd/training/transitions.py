@@ -29,11 +29,3 @@ def after_failure(run: Run, why: str, observed: Exited | Lost | None, moment: da
         exit_code=exited.exit_code if exited else None,
         signal=exited.signal if exited else None,
     )
-
-
-def is_due(state: Queued, moment: datetime, waited_seconds: float) -> bool:
-    """Whether a queued run's moment has come: by the clock, or because it has *waited_seconds* in this daemon's life.
-
-    No wait is meant to be longer than the cap; a clock that was set back must not prolong it.
-    """
-    return state.not_before <= moment or waited_seconds > BACKOFF_CAP_SECONDS * 1.2

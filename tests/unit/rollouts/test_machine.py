@@ -60,7 +60,7 @@ def after(seconds: float) -> datetime:
 
 
 def facts(seconds: float = 1, requests: int = 100, **others: object) -> Facts:
-    return replace(Facts(now=after(seconds), step_requests=requests), **others)  # type: ignore[arg-type]
+    return replace(Facts(now=after(seconds), seconds=seconds, step_requests=requests), **others)  # type: ignore[arg-type]
 
 
 NOW = after(1)
@@ -268,6 +268,6 @@ def test_a_candidate_that_holds_every_guard_is_promoted_by_itself(steps: list[St
     good = Facts(now=T0, candidate_ready=True, step_requests=10, verdict=PASS, routed=True)
     phases = [state.phase]
     for i in range(len(steps) + 2):
-        state = advance(spec, state, replace(good, now=after(5 * (i + 1)))) or state
+        state = advance(spec, state, replace(good, now=after(5 * (i + 1)), seconds=5.0)) or state
         phases.append(state.phase)
     assert phases == ["preparing", *["stepping"] * len(steps), "promoting", "promoted"]

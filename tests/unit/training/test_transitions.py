@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stoker.types.training import Failed, JobSpec, Queued, Run, RunLost, Running
 from stokerd.backoff import JITTER
 from stokerd.processes.states import Exited, Lost, ending
-from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure, is_due
+from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -47,10 +47,3 @@ def test_a_run_that_was_cut_off_is_retried_like_others_and_lost_when_no_retry_is
     lost = after_failure(run(2, 1), "the machine went down", Lost("x", by_reboot=True), NOW)
     assert isinstance(lost, RunLost)
     assert "at attempt 2 of 2" in lost.message
-
-
-def test_a_clock_that_was_set_back_prolongs_no_wait() -> None:
-    state = Queued(not_before=NOW + timedelta(hours=1))
-    assert not is_due(state, NOW, 5)
-    assert is_due(state, NOW, BACKOFF_CAP_SECONDS * 2)
-    assert is_due(state, NOW + timedelta(hours=1), 0)
