@@ -20,9 +20,11 @@ from stoker.paths import Home
 from stoker.types.base import now
 from stoker.types.host import Device, Host
 from stokerd.api import events, logs, registry, resources, rollouts, server, telemetry, training
+from stokerd.clock import watch_clock
 from stokerd.config import DaemonConfig
 from stokerd.devices.inventory import Inventory
 from stokerd.devices.leases import taken
+from stokerd.notify import Service
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
 from stokerd.reconciler import Reconciler, watch_loop
@@ -80,9 +82,12 @@ class Daemon:
     With *ephemeral*, everything that it supervises is ended with it (a demo, a test); else nothing is.
     """
 
-    def __init__(self, home: Home, config: DaemonConfig, *, ephemeral: bool = False) -> None:
+    def __init__(
+        self, home: Home, config: DaemonConfig, service: Service | None = None, *, ephemeral: bool = False
+    ) -> None:
         self._home = home
         self._config = config
+        self._service = service or Service()
         self._ephemeral = ephemeral
         self._started_at = now()
         self._closing = asyncio.Event()
@@ -148,6 +153,15 @@ class Daemon:
             owners, last = await store.read(lambda q: (taken(q), q.last_event_id()))
             return self._host(inventory, owners, last, gateway, sampler)
 
+        async def on_clock_set(seconds: float) -> None:
+            way = "forward" if seconds > 0 else "back"
+            message = (
+                f"the clock of this host was set {way} by {abs(seconds):.0f} s; the next firings are worked out anew."
+            )
+            await store.write(lambda tx: tx.record("host", platform.node(), "ClockSet", message, seconds=seconds))
+            await schedules.clock_was_set(seconds)
+            poke()
+
         api = server.build(
             [
                 telemetry.router(host, metrics),
@@ -159,8 +173,9 @@ class Daemon:
                 resources.router(store),
             ]
         )
-        listener = server.listen(home.socket)
-        stack.callback(lambda: home.socket.unlink(missing_ok=True))
+        listener = server.listen(home.socket, self._service.listener)
+        if self._service.listener is None:
+            stack.callback(lambda: home.socket.unlink(missing_ok=True))
         http = server.server_for(api)
 
         judging = Reconciler("rollouts", controller.step)
@@ -184,10 +199,13 @@ class Daemon:
             start(Reconciler("gateway's records", gateway.pull).run())
             start(sampler.run())
             start(watch_loop())
+            start(watch_clock(on_clock_set))
             serving = loop.create_task(http.serve(sockets=[listener]))
             serving.add_done_callback(lambda _: self._closing.set())
             log.info("stokerd %s serves %s (pid %d)", stoker.__version__, home.socket, os.getpid())
+            start(self._service.notifier.run(lambda: http.started, f"serves {home.socket}"))
             await self._closing.wait()
+            self._service.notifier.stopping()
             http.should_exit = True
             await serving
         log.info("stokerd ends")

@@ -7,13 +7,16 @@ is counted by the monotonic clock: somebody who sets the clock neither ends a st
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
+from stoker.errors import StokerError
 from stoker.types.base import now
 
+log = logging.getLogger(__name__)
 JUMP_SECONDS = 2.0  # NTP slews what is less
 _WATCH_SECONDS = 1.0
 _KEPT = 4096
@@ -60,14 +63,21 @@ class Elapsed:
         return known[0], present - known[1]
 
 
-async def watch_clock(on_set: Callable[[float], None]) -> None:
-    """Call *on_set* with how many seconds forward (or back, negative) the clock was set, whenever it was."""
+async def watch_clock(on_set: Callable[[float], Awaitable[None]]) -> None:
+    """Call *on_set* with how many seconds forward (or back, negative) the clock was set, whenever it was.
+
+    When that fails for want of the disk it is called again, with the same.
+    """
     offset = _offset()
     while True:
         await asyncio.sleep(_WATCH_SECONDS)
         present = _offset()
         if abs(present - offset) > JUMP_SECONDS:
-            on_set(present - offset)
+            try:
+                await on_set(present - offset)
+            except StokerError as error:
+                log.warning("the clock was set by %.0f s, which can't be acted on yet: %s", present - offset, error)
+                continue
         offset = present
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import stoker
 from stoker.errors import StokerError
 from stoker.paths import Home, find_home
+from stokerd import notify
 from stokerd.app import Daemon
 from stokerd.config import DaemonConfig, load_config
 
@@ -23,6 +26,7 @@ examples:
   stokerd                          serve the default home
   stokerd --home /srv/stoker       serve another one; then `stoker --home /srv/stoker status`
   stokerd --home /tmp/try --ephemeral   everything it started ends with it
+  stoker install-service           let systemd run it
 """
 
 
@@ -41,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _serve(home: Home, config: DaemonConfig, *, ephemeral: bool) -> None:
-    daemon = Daemon(home, config, ephemeral=ephemeral)
+async def _serve(home: Home, config: DaemonConfig, service: notify.Service, *, ephemeral: bool) -> None:
+    daemon = Daemon(home, config, service, ephemeral=ephemeral)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.end)
@@ -52,17 +56,18 @@ async def _serve(home: Home, config: DaemonConfig, *, ephemeral: bool) -> None:
 def main() -> None:
     """Entry point."""
     arguments = _parser().parse_args()
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    faulthandler.enable()  # systemd's watchdog sends SIGABRT: then the log has what a daemon that hangs did
+    notify.log_to_stderr(arguments.log_level, os.environ)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
+        service = notify.take(os.environ)
         home = find_home(arguments.home)
         config = load_config(arguments.config or home.config, required=arguments.config is not None)
-        asyncio.run(_serve(home, config, ephemeral=arguments.ephemeral))
+        asyncio.run(_serve(home, config, service, ephemeral=arguments.ephemeral))
     except StokerError as error:
-        print(f"stokerd: {error}", file=sys.stderr)
+        mark = notify.prefix(logging.ERROR) if notify.is_journal(os.environ, sys.stderr.fileno()) else ""
+        print(f"{mark}stokerd: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

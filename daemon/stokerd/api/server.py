@@ -57,8 +57,11 @@ def server_for(app: FastAPI) -> Server:
     return Server(config)
 
 
-def listen(path: Path) -> socket.socket:
-    """Listen on *path*; a stale socket file is taken over (the home's lock was taken before). Raises `Unavailable`."""
+def listen(path: Path, handed: socket.socket | None = None) -> socket.socket:
+    """Listen on *path*; a stale socket file is taken over (the home's lock was taken before). Raises `Unavailable`.
+
+    *handed*: one that listens there already, from systemd; it is taken instead.
+    """
     longest = path.parent / "s" / "0123456789ab.sock"  # those of replicas are named so
     if len(str(longest).encode()) > MAX_SOCKET_PATH:
         raise Unavailable(
@@ -66,6 +69,8 @@ def listen(path: Path) -> socket.socket:
             "Choose a home with a shorter path.",
             code="path-too-long",
         )
+    if handed is not None:
+        return _checked(handed, path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists() and not path.is_socket():
@@ -82,3 +87,14 @@ def listen(path: Path) -> socket.socket:
             code="socket-taken",
         ) from error
     return listener
+
+
+def _checked(handed: socket.socket, path: Path) -> socket.socket:
+    there = str(handed.getsockname())
+    if there != str(path):
+        raise Unavailable(
+            f"systemd listens on {there}, but the socket of this home is {path}.",
+            f"Set ListenStream={path} in stokerd.socket, where `stoker` looks for it.",
+            code="wrong-activation",
+        )
+    return handed

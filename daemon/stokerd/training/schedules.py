@@ -74,7 +74,8 @@ def _moments(trigger: BaseTrigger, after: datetime, until: datetime) -> Iterator
         moment = following
 
 
-def _resume_intervals(tx: Transaction) -> None:
+def resume_intervals(tx: Transaction) -> None:
+    """Count intervals whose last firing lies in the future, since the clock was set back, from now on."""
     present = now()
     for schedule in tx.all(Schedule):
         if schedule.spec.interval is not None and _since(schedule) > present:
@@ -111,7 +112,7 @@ class Schedules:
         and date they stay settled, since none is to happen twice; an interval goes on from now.
         """
         if seconds < 0:
-            await self._store.write(_resume_intervals)
+            await self._store.write(resume_intervals)
         self._loaded.clear()
 
     async def step(self) -> None:

@@ -227,7 +227,8 @@ def test_whatever_happens_a_rollout_is_in_a_valid_state_with_proper_weights(
             except Conflict:
                 assert happening not in VERBS.get(before.phase, ())
         else:
-            following = advance(spec, before, replace(happening, now=clock))
+            spent = (clock - getattr(before, "since", clock)).total_seconds()
+            following = advance(spec, before, replace(happening, now=clock, seconds=spent))
         if following is not None:
             current = following
         check(spec, before, current)

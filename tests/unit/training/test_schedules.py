@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker.errors import InvalidSpec
-from stoker.types.training import ScheduleSpec
-from stokerd.training.schedules import MAX_MADE_UP, due, trigger_of
+from stoker.types.base import now
+from stoker.types.training import Schedule, ScheduleSpec
+from stokerd.store.migrate import migrate
+from stokerd.store.store import Store
+from stokerd.training.schedules import MAX_MADE_UP, due, resume_intervals, trigger_of
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -59,3 +64,25 @@ def test_a_trigger_that_cannot_be_is_refused_with_what_was_expected(fields: dict
     with pytest.raises(InvalidSpec) as refused:
         trigger_of(spec(**fields), START)
     assert message in str(refused.value)
+
+
+def test_when_the_clock_is_set_back_an_interval_goes_on_from_now_and_nothing_fires_twice(tmp_path: Path) -> None:
+    ahead = now() + timedelta(hours=1)
+    settled = Schedule(name="c", spec=spec(cron="* * * * *"), last_fired_at=ahead, spec_set_at=START)
+    going = Schedule(name="i", spec=spec(interval=60), last_fired_at=ahead, spec_set_at=START)
+
+    async def work() -> tuple[Schedule, Schedule]:
+        store = Store(tmp_path / "state.db")
+        try:
+            for schedule in (settled, going):
+                await store.write(lambda tx, s=schedule: tx.save(s))  # type: ignore[misc]
+            await store.write(resume_intervals)
+            return await store.read(lambda q: (q.get(Schedule, "c"), q.get(Schedule, "i")))
+        finally:
+            store.close()
+
+    migrate(tmp_path / "state.db", tmp_path / "backups")
+    cron, interval = asyncio.run(work())
+    assert cron == settled
+    assert interval.last_fired_at is not None
+    assert interval.last_fired_at <= now()
