@@ -15,9 +15,10 @@ import pytest
 
 from stokerd.processes.states import Alive, Command, Exited, Lost, Observed
 from stokerd.processes.supervisor import Supervisor
+from tests.harness import DEADLINE
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0, about: Callable[[], object] = str) -> Any:
+def until(condition: Callable[[], Any], seconds: float = DEADLINE, about: Callable[[], object] = str) -> Any:
     """Return what *condition* says once it's true; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -33,6 +34,18 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in (b"Z", b"X")
+
+
+def running_with(argument: str) -> list[str]:
+    """The pids of all processes that have *argument* in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if argument.encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
 
 
 class Bench:
@@ -85,10 +98,10 @@ class Bench:
         assert isinstance(seen, Alive)
         return seen
 
-    def end(self, process: str = "p", supervisor: Supervisor | None = None, seconds: float = 10.0) -> Exited | Lost:
+    def end(self, process: str = "p", supervisor: Supervisor | None = None) -> Exited | Lost:
         """Wait for the end."""
         seen: Observed = until(
-            lambda: isinstance(now := (supervisor or self.supervisor).observe(process), Exited | Lost) and now, seconds
+            lambda: isinstance(now := (supervisor or self.supervisor).observe(process), Exited | Lost) and now
         )
         assert isinstance(seen, Exited | Lost)
         return seen
@@ -106,7 +119,7 @@ class Bench:
     def clean(self) -> None:
         last = self.again()
         for process in last.ids():
-            until(lambda process=process: (last.stop(process, 0), not isinstance(last.observe(process), Alive))[1], 20)
+            until(lambda process=process: (last.stop(process, 0), not isinstance(last.observe(process), Alive))[1])
         for each in self.supervisors:
             each.close()
 

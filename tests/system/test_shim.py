@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -15,12 +17,15 @@ from pathlib import Path
 import pytest
 
 from stoker.errors import Unavailable
-from stokerd.processes.logs import read_log, tail_lines
+from stokerd.processes.log_writer import rotated
+from stokerd.processes.logs import follow, read_log, tail_lines
 from stokerd.processes.states import Absent, Alive, Lost
 from stokerd.processes.supervisor import Supervisor
-from tests.process_kit import Bench, bench, is_running, until
+from tests.harness import DEADLINE
+from tests.process_kit import Bench, bench, is_running, running_with, until
+from tests.unit.processes.grouped import GroupedBench, grouped
 
-__all__ = ["bench"]
+__all__ = ["bench", "grouped"]
 
 DAEMON = """
 import os, signal, sys
@@ -55,7 +60,7 @@ argv, env = ("sh", "-c", "echo started; exec sleep 600"), {"PATH": "/usr/bin:/bi
 s.start("p", Command(argv, "/", env, str(root / "logs/p.log")))
 print("started", flush=True)
 sys.stdin.readline()
-s.stop("p", 30)
+s.stop("p", 600)
 sys.stdin.readline()
 """
 
@@ -105,7 +110,7 @@ def assert_ran_once(bench: Bench, supervisor: Supervisor) -> None:
     bench.says("started")
     assert alive.pid
     assert is_running(alive.pid)
-    supervisor.stop("p", 30)
+    supervisor.stop("p", 600)
     assert bench.exited(supervisor=supervisor).signal == signal.SIGTERM
     assert bench.text().count("started") == 1
 
@@ -128,7 +133,7 @@ def test_a_program_lives_on_when_its_daemon_is_killed(bench: Bench, daemon: subp
 def test_a_daemon_killed_at_a_step_of_a_start_starts_it_once(bench: Bench, moment: str) -> None:
     with run_daemon(bench, moment) as daemon:
         say(daemon)
-        assert daemon.wait(20) == -signal.SIGKILL
+        assert daemon.wait(DEADLINE) == -signal.SIGKILL
     after = bench.again()
     after.adopt()
     assert_ran_once(bench, after)
@@ -140,7 +145,7 @@ def test_a_daemon_killed_at_a_step_of_a_stop_ends_it_when_it_comes_back(bench: B
         say(daemon)
         bench.says("started")
         say(daemon)
-        assert daemon.wait(20) == -signal.SIGKILL
+        assert daemon.wait(DEADLINE) == -signal.SIGKILL
     after = bench.again()
     after.adopt()
     assert bench.exited(supervisor=after).signal == signal.SIGTERM
@@ -178,15 +183,24 @@ def test_a_shim_killed_at_any_instant_leaves_nothing_running(bench: Bench) -> No
         bench.supervisor.forget("p")
 
 
-def running_with(argument: str) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if argument.encode() in path.read_bytes():
-                found.append(path.parent.name)
-        except OSError:
-            continue
-    return found
+def test_a_shim_killed_at_any_instant_leaves_no_detached_descendant(grouped: GroupedBench) -> None:
+    """Forked twice, in a session of its own, holding nothing of ours: the group is all that still knows it."""
+    chance = random.Random(1)
+    detach = "(setsid sh -c 'exec sleep {0} </dev/null >/dev/null 2>&1' &)"
+    for attempt in range(24):
+        marker = f"601.{os.getpid()}{attempt}"
+        script = f"{detach.format(marker)}; {detach.format(marker)}; exec sleep {marker}"
+        grouped.supervisor.start("p", grouped.command("sh", "-c", script))
+        shim = grouped.supervisor._watches["p"].pid
+        if attempt % 2:
+            grouped.alive()
+        timer = threading.Timer(chance.uniform(0, 0.06), os.kill, (shim, signal.SIGKILL))
+        timer.start()
+        timer.join()
+        assert isinstance(grouped.end(), Lost)
+        assert not running_with(marker)  # nothing to wait for: Lost is said when all are dead
+        assert grouped.folders() == []
+        grouped.supervisor.forget("p")
 
 
 def test_many_are_adopted_quickly(bench: Bench) -> None:
@@ -195,10 +209,17 @@ def test_many_are_adopted_quickly(bench: Bench) -> None:
         bench.supervisor.start(process, bench.command("sleep", "600"))
     pids = {process: bench.alive(process).pid for process in many}
     bench.supervisor.close()
-    after = bench.again()
-    began = time.monotonic()
-    after.adopt()
-    assert time.monotonic() - began < 1.0
+
+    def adopted_in_a_second() -> Supervisor | None:
+        after = bench.again()
+        began = time.monotonic()
+        after.adopt()
+        if time.monotonic() - began < 1.0:
+            return after
+        after.close()
+        return None
+
+    after = until(adopted_in_a_second)  # a machine that stalled just then is given another chance
     for process, pid in pids.items():
         seen = after.observe(process)
         assert isinstance(seen, Alive)
@@ -207,14 +228,72 @@ def test_many_are_adopted_quickly(bench: Bench) -> None:
 
 def test_a_torrent_of_output_neither_stalls_the_program_nor_fills_the_disk(bench: Bench) -> None:
     mebibytes = 400
+    torrent = f"dd if=/dev/zero bs=64k count={mebibytes * 16} 2>/dev/null"
     began = time.monotonic()
-    bench.sh(f"dd if=/dev/zero bs=64k count={mebibytes * 16} 2>/dev/null; echo the end")
+    subprocess.run(["sh", "-c", f"{torrent} | cat > {bench.root / 'yardstick'}"], check=True)
+    yardstick = time.monotonic() - began
+    began = time.monotonic()
+    bench.sh(f"{torrent}; echo the end")
     assert bench.exited().exit_code == 0
-    rate = mebibytes / (time.monotonic() - began)
+    took = time.monotonic() - began
     assert sum(each.stat().st_size for each in bench.log.parent.iterdir()) <= 256 << 20
     assert read_log(bench.log, -8) == (b"the end\n", (mebibytes << 20) + 8)
     assert bench.record("exit.json")["log_dropped_bytes"] == 0
-    assert rate > 50, f"{rate:.0f} MiB/s"  # 2 busy cores; see docs for what it is on idle ones
+    # About the same on an idle machine.
+    assert took < 20 * yardstick, f"{took:.1f} s; a pipe into a file takes {yardstick:.1f} s"
+
+
+def test_a_torrent_never_takes_more_of_the_disk_than_its_bounds(bench: Bench) -> None:
+    """Looked at while it goes on; the end of it is there, and the offset tells how much there was in all."""
+    segment_bytes, kept, total = 4 << 20, 2, 300 << 20
+    supervisor = bench.again(log_segment_bytes=segment_bytes, log_segments_kept=kept)
+    supervisor.start("p", bench.command("sh", "-c", f"yes 'a line of the torrent' | head -c {total}; echo; echo end"))
+    most = looks = 0
+    while isinstance(supervisor.observe("p"), Alive):
+        sizes = []
+        for each in bench.log.parent.glob("p.log*"):
+            with contextlib.suppress(FileNotFoundError):  # moved aside or dropped just now
+                sizes.append(each.stat().st_size)
+        most, looks = max(most, sum(sizes)), looks + 1
+    assert bench.exited().exit_code == 0
+    assert looks > 10
+    # One more than is kept while it is moved aside; one may be seen under both of its names.
+    assert 0 < most <= (kept + 2) * segment_bytes
+    data, end = read_log(bench.log, -5)
+    assert (data, end) == (b"\nend\n", total + 5)
+    assert bench.record("exit.json")["log_dropped_bytes"] == 0
+
+
+def test_a_log_is_followed_through_many_lives_of_the_daemon_with_each_line_once(bench: Bench) -> None:
+    """All that a follower keeps is its offset; the log is moved aside again and again meanwhile."""
+    gate = bench.root / "enough"
+    supervisor = bench.again(log_segment_bytes=50_000, log_segments_kept=10_000)
+    script = f"n=0; while [ ! -e {gate} ]; do n=$((n+1)); echo line $n; done; echo the end"
+    supervisor.start("p", bench.command("sh", "-c", script))
+    bench.alive()
+    supervisor.close()
+
+    async def live(offset: int) -> bytes:
+        """One daemon's life: it adopts the program, and its follower leaves in the middle, unless that has ended."""
+        after = bench.again()
+        after.adopt()
+        got, pieces = b"", 0
+        async for piece in follow(bench.log, offset, lambda: not isinstance(after.observe("p"), Alive)):
+            got, pieces = got + piece, pieces + 1
+            if pieces == 3 and not gate.exists():
+                break
+        after.close()
+        return got
+
+    whole = b""
+    for _ in range(8):
+        whole += asyncio.run(live(len(whole)))
+    until(lambda: len(rotated(os.fspath(bench.log))) > 8)
+    gate.touch()
+    *lines, end = (whole + asyncio.run(live(len(whole)))).splitlines()
+    assert end == b"the end"
+    assert lines == [b"line %d" % (n + 1) for n in range(len(lines))]
+    assert bench.exited().exit_code == 0
 
 
 @pytest.fixture
@@ -259,7 +338,7 @@ def test_a_disk_that_fills_up_costs_log_lines_but_no_exit_status_and_no_stop(sma
         small.sh("trap 'exit 4' TERM; echo up; while :; do sleep 0.01; done")
         small.says("up")
         fill(small_disk)
-        small.supervisor.stop("p", 30)  # its deadline can't be written
+        small.supervisor.stop("p", 600)  # its deadline can't be written
         assert small.exited().exit_code == 4
     finally:
         small.clean()
@@ -280,5 +359,6 @@ def test_the_log_says_what_a_full_disk_cost_it(small_disk: Path) -> None:
         assert small.exited().exit_code == 0
         assert tail_lines(small.log, 1)[0].endswith("on")  # after what was written once there was room
         assert "bytes of log dropped: No space left on device]" in small.text()
+        assert 0 < small.record("exit.json")["log_dropped_bytes"] <= 1_000_000
     finally:
         small.clean()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # the real one lives in a module that would cost each shim a 
     from typing import Any
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127  # exit codes of a program that could not be started, as shells have them
+
+GO, GO_UNBOUNDED = b".", b"r"  # what the fork is told: its group bounds its memory, or it has to do so itself
 
 
 class StartError(Exception):
@@ -38,9 +41,17 @@ def read_command() -> dict[str, Any]:
             "log": str(command["log"]),
             "log_segment_bytes": int(command["log_segment_bytes"]),
             "log_segments_kept": int(command["log_segments_kept"]),
+            "log_max_age_seconds": _number(command["log_max_age_seconds"], float),
+            "groups": [str(folder) for folder in command["groups"]],
+            "memory_bytes": _number(command["bounds"]["memory_bytes"], int),
+            "oom_score_adj": int(command["bounds"]["oom_score_adj"]),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartError(f"The record of what to start can't be read: {error!r}.") from error
+
+
+def _number(value: Any, kind: Any) -> Any:
+    return None if value is None else kind(value)
 
 
 def become(command: dict[str, Any], shim: int, pipes: tuple[int, int, int]) -> str:
@@ -49,7 +60,8 @@ def become(command: dict[str, Any], shim: int, pipes: tuple[int, int, int]) -> s
     Args:
         command: what to become.
         shim: the pid of our parent.
-        pipes: the go-ahead's reading and writing end (both, to close the latter), and where output goes.
+        pipes: the go-ahead's reading and writing end (both, to close the latter), and where output goes. The go-ahead
+            is `GO` or `GO_UNBOUNDED`.
     """
     go, start, out = pipes
     os.close(start)
@@ -57,8 +69,12 @@ def become(command: dict[str, Any], shim: int, pipes: tuple[int, int, int]) -> s
     if os.getppid() != shim:
         os._exit(1)  # it died before we had asked
     os.setsid()
-    if not os.read(go, 1):
+    word = os.read(go, 1)
+    if not word:
         os._exit(1)
+    if word == GO_UNBOUNDED and command["memory_bytes"] is not None:
+        _bound_memory(command["memory_bytes"])
+    _raise_oom_score(command["oom_score_adj"])
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)  # what is ignored here would stay ignored there
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -76,6 +92,30 @@ def become(command: dict[str, Any], shim: int, pipes: tuple[int, int, int]) -> s
         return f"{NOT_FOUND} {_not_found(argv[0], env)}"
     except OSError as error:
         return f"{CANNOT_EXECUTE} The program '{argv[0]}' can't be executed: {error.strerror}."
+
+
+def _bound_memory(memory_bytes: int) -> None:
+    """The second best, where no cgroup does it: for this process and each that it starts, not for all together.
+
+    What it may write to (RLIMIT_DATA), not its address space (RLIMIT_AS): CUDA reserves more of that than any machine
+    has memory, and would not start.
+    """
+    import resource  # here, for only a fork needs it: in the shim it would stay
+
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _raise_oom_score(by: int) -> None:
+    """Have the kernel kill this rather than the daemon. Only raised, never lowered: that takes no privilege."""
+    if by <= 0:
+        return
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as file:
+        ours = int(file.read())
+        file.seek(0)
+        file.write(str(min(ours + by, 1000)))
 
 
 def _not_found(program: str, env: dict[str, str]) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 
 from stoker.errors import Unavailable
 from stokerd.processes import records
+from stokerd.processes.group import Group, is_of
 from stokerd.processes.identity import Identity
+from stokerd.processes.kernel import boot_id
 from stokerd.processes.states import Command, Exited
 
 _FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid of 64-bit Linux's struct flock
@@ -96,6 +98,8 @@ class Folder:
                 ended_at=float(record["ended_at"]),
                 message=str(record.get("message", "")),
                 was_asked=bool(record.get("stop_asked", False)),
+                out_of_memory=bool(record.get("out_of_memory", False)),
+                memory_limit_bytes=None if (limit := record.get("memory_limit_bytes")) is None else int(limit),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptRecordError(f"{records.EXIT} can't be understood: {error!r}") from error
@@ -108,6 +112,17 @@ class Folder:
         except (CorruptRecordError, KeyError, TypeError, ValueError):
             return None
 
+    def group(self) -> Group:
+        """Return the group that its tree is in; an empty one when it has none, or had it in an earlier boot."""
+        try:
+            record = self._read(records.COMMAND) or {}
+            folders = [str(each) for each in record.get("groups", ())]
+            if record.get("boot_id") != boot_id():
+                folders = []  # the same path may be made again for another life, and nobody of ours is left
+        except (CorruptRecordError, TypeError):
+            folders = []
+        return Group([each for each in folders if is_of(each, self.path.name)])
+
     def complaint(self) -> str:
         """The last line that the shim itself wrote on stderr; empty when it did not complain."""
         try:
@@ -118,12 +133,15 @@ class Folder:
             return ""
         return lines[-1] if lines else ""
 
-    def write_command(self, command: Command, log_segment_bytes: int, log_segments_kept: int) -> None:
-        """Make the folder and put the intent on the disk. Raises OSError."""
+    def write_command(self, command: Command, log_bounds: dict[str, Any], groups: list[str]) -> None:
+        """Make the folder and put the intent on the disk: *command*, the bounds of its log, its group's folders.
+
+        Raises OSError.
+        """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         records.sync_file(os.fspath(self.path.parent))
         (self.path / records.STOP).unlink(missing_ok=True)  # of a life that never began
-        record = asdict(command) | {"log_segment_bytes": log_segment_bytes, "log_segments_kept": log_segments_kept}
+        record = asdict(command) | log_bounds | {"boot_id": boot_id(), "groups": groups}
         records.replace(os.fspath(self.path / records.COMMAND), json.dumps(record).encode(), durably=True)
 
     def write_stop(self, deadline: float) -> None:

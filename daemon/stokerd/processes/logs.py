@@ -28,7 +28,10 @@ def read_log(path: Path, offset: int, *, limit_bytes: int = READ_BYTES) -> tuple
     """
     pieces: list[bytes] = []
     while limit_bytes > 0:
-        data, offset = _read_file(os.fspath(path), offset, limit_bytes)
+        data, end = _read_file(os.fspath(path), offset, limit_bytes)
+        if pieces and (not data or end - len(data) != offset):
+            break  # what comes next was dropped between our looks: let the hole show as one between two answers
+        offset = end
         if not data:
             break
         pieces.append(data)
@@ -72,12 +75,12 @@ def _find(name: str, offset: int) -> tuple[int | None, int, int]:
             end = base + ours.st_size
         begin = max(end + offset, 0) if offset < 0 else offset
         for first, last in spans:
-            if begin < last:
+            if first < last and begin < last:  # an empty one only says where the next begins
                 return os.open(segment(name, first), os.O_RDONLY | os.O_CLOEXEC), max(begin, first), first
         if current is None or begin >= end:
             return None, end, end
         fd, current = current, None
-        return fd, begin, base
+        return fd, max(begin, base), base
     finally:
         if current is not None:
             os.close(current)
@@ -86,18 +89,27 @@ def _find(name: str, offset: int) -> tuple[int | None, int, int]:
 async def follow(path: Path, offset: int, is_done: Callable[[], bool]) -> AsyncIterator[bytes]:
     """Yield the log *path* from *offset* on (as `read_log` counts), piece by piece, and what is added to it.
 
-    Ends when *is_done* said so before a look that found nothing new: so what was written before is never missed. Looks
-    five times a second. Raises OSError when the log is there and can't be read.
+    Ends when *is_done* said so before a look that found nothing new: so what was written before is never missed. Ends,
+    too, when what comes next was dropped before it could be read: then who counted what came asks again from there, and
+    learns from `read_log` where the log goes on. Looks five times a second. Raises OSError when the log is there and
+    can't be read.
     """
-    seen: tuple[int, int] | None = None
+    seen: tuple[int, int, int] | None = None
+    is_placed = False
     while True:
         was_done = is_done()
         stamp = await asyncio.to_thread(_stamp, path)
-        if stamp != seen or offset < 0 or was_done:
-            data, offset = await asyncio.to_thread(read_log, path, offset)
+        if stamp != seen or not is_placed or was_done:
+            data, end = await asyncio.to_thread(read_log, path, offset)
             if data:
+                if offset >= 0 and end - len(data) != offset:
+                    return
+                offset, is_placed = end, True
                 yield data
                 continue
+            if not is_placed:
+                offset, is_placed = end, True
+            # Else an end before our place means that somebody has cut the file: its writer will make up for that.
             seen = stamp
             if was_done:
                 return
@@ -118,9 +130,9 @@ def tail_lines(path: Path, n: int) -> list[str]:
     return [line.rstrip("\r").rpartition("\r")[2] for line in lines[-n:]] if n > 0 and data else []
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
         stat = path.stat()
     except FileNotFoundError:
         return None
-    return stat.st_ino, stat.st_size
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -3,7 +3,7 @@
 Light: each shim loads it.
 """
 
-# ruff: noqa: PTH104, PTH109, PTH123
+# ruff: noqa: PTH104, PTH109, PTH119, PTH123
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import select
 import signal
 import time
 
-from stokerd.processes.child import CANNOT_EXECUTE, StartError, become, read_command
+from stokerd.processes.child import CANNOT_EXECUTE, GO, GO_UNBOUNDED, StartError, become, read_command
+from stokerd.processes.group import Group, is_of
 from stokerd.processes.kernel import all_pids, boot_id, boot_seconds, boot_ticks, stat_fields
 from stokerd.processes.log_writer import LogWriter
 from stokerd.processes.records import CHILD, EXIT, RESERVE, RESERVE_BYTES, STOP, replace, sync_file, write_all
@@ -43,6 +44,9 @@ class Parent:
         self._child = 0
         self._started_at = 0.0
         self._log: LogWriter | None = None
+        self._group = Group([])
+        self._group_failure = ""
+        self._memory_bytes: int | None = None
         self._log_pipe = self._failure_pipe = -1
         self._failure = b""
         self._next_beat = 0.0
@@ -81,12 +85,21 @@ class Parent:
             result = {"exit_code": error.exit_code, "message": error.message}
         result.setdefault("ended_at", time.time())
         result["remains"] = self._sweep()
+        if self._group.oom_kills():
+            result["out_of_memory"], result["memory_limit_bytes"] = True, self._memory_bytes
+        self._group.remove()
+        result["group_failure"] = self._group_failure
         self._drain()
         result["log_dropped_bytes"] = self._log.dropped_bytes if self._log else 0
         self._record_exit(reserve, {"exit_code": None, "signal": None, "started_at": self._started_at, **result})
 
     def _start(self, command: dict[str, Any]) -> None:
-        self._log = LogWriter(command["log"], command["log_segment_bytes"], command["log_segments_kept"])
+        self._log = LogWriter(
+            command["log"], command["log_segment_bytes"], command["log_segments_kept"], command["log_max_age_seconds"]
+        )
+        self._memory_bytes = command["memory_bytes"]
+        process = os.path.basename(os.getcwd())
+        self._group = Group([folder for folder in command["groups"] if is_of(folder, process)])
         self._log_pipe, out = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._log_pipe, False)
         with contextlib.suppress(OSError):  # the user's pipes have reached the kernel's soft limit: 64 KiB will do
@@ -109,9 +122,10 @@ class Parent:
             os.close(fd)
         self._poll.register(self._log_pipe, select.POLLIN)
         self._poll.register(self._failure_pipe, select.POLLIN)
+        self._group_failure = self._group.enter(self._child)  # not we: what kills all of the group must leave us
         self._record_child(os.fstat(self._log_pipe).st_ino)
         with contextlib.suppress(BrokenPipeError):  # somebody killed it already
-            os.write(start, b".")
+            os.write(start, GO_UNBOUNDED if self._group.memory_limit() is None else GO)
         os.close(start)
         with contextlib.suppress(OSError):  # to the disk, while the program starts: a crash of the machine ends both
             sync_file(CHILD)
@@ -179,6 +193,8 @@ class Parent:
         self._beat_interval = min(self._beat_interval * 2, HEARTBEAT_SECONDS)
         with contextlib.suppress(OSError):
             os.pwrite(self._lock, b"%d\n" % boot_ticks(), 0)
+        if self._log is not None:
+            self._log.tend()
 
     def _pump(self, wait_seconds: float) -> None:
         """Wait for something to happen, at most so long, and take what is readable."""
@@ -250,21 +266,26 @@ class Parent:
         }
 
     def _sweep(self) -> list[int]:
-        """Kill what is left of the tree, generation by generation; return the pids that did not die in time.
+        """Kill what is left of the tree, all at once by its group or generation by generation; return who did not die.
 
-        Only own children that were not reaped are signalled, so their numbers can't have passed to others; theirs
-        become ours when they die, since we are the subreaper.
+        Where there is no group, only own children that were not reaped are signalled, so their numbers can't have
+        passed to others; theirs become ours when they die, since we are the subreaper.
         """
         me, deadline = os.getpid(), boot_seconds() + SWEEP_SECONDS
         while True:
+            members = self._group.members()
+            if members:
+                self._group.kill()
             try:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
+                left = [pid for pid in all_pids() if _parent(pid) == me]
             except ChildProcessError:
+                left = []
+            if not left and not members:
                 return []
-            left = [pid for pid in all_pids() if _parent(pid) == me]
             if boot_seconds() > deadline:
-                return left
+                return sorted(members.union(left))
             for pid in left:
                 with contextlib.suppress(PermissionError):  # another user's, through a setuid program
                     os.kill(pid, signal.SIGKILL)
@@ -279,7 +300,9 @@ class Parent:
     def _record_exit(self, reserve: int, record: dict[str, Any]) -> None:
         data = json.dumps(record).encode()
         if len(data) > RESERVE_BYTES:
-            data = json.dumps({**record, "message": str(record["message"])[:400], "remains": []}).encode()
+            # 12 bytes for each character at the most
+            record |= {"message": str(record["message"])[:200], "group_failure": "", "remains": []}
+            data = json.dumps(record).encode()
         os.pwrite(reserve, data, 0)
         os.ftruncate(reserve, len(data))
         os.fsync(reserve)

@@ -2,7 +2,7 @@
 
 ::
 
-    command.json  what to start; written by the supervisor before it starts the shim
+    command.json  what to start, and the cgroups for it; written by the supervisor before it starts the shim
     lock          a record lock, held for the shim's life, so that the kernel says who is alive; holds the last
                   heartbeat, in clock ticks since boot
     child.json    who the shim and its child are; written before the child becomes the program

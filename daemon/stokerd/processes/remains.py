@@ -1,8 +1,8 @@
 """Find and kill what a killed shim left behind. The kernel killed its child; the child's own children live on.
 
-Nothing is recorded of those, so each is recognised by what only the tree can have: the pipe to the dead shim, or a
-place in the child's session since a time when that session was surely the child's (its number may have passed to
-others, once its last member was gone).
+They are all in the child's cgroup, where there is one. Beside it, and where there is none, each is recognised by what
+only the tree can have: the pipe to the dead shim, or a place in the child's session since a time when that session was
+surely the child's (its number may have passed to others, once its last member was gone).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 
 from stokerd.processes.folder import Child
+from stokerd.processes.group import Group
 from stokerd.processes.identity import Identity, has_ended, send
 from stokerd.processes.kernel import all_pids, boot_id, stat_fields
 
@@ -55,9 +56,12 @@ def find(child: Child, alive_until_ticks: int) -> list[Identity]:
     ]
 
 
-def kill(child: Child, alive_until_ticks: int, wait_seconds: float) -> bool:
+def kill(child: Child, group: Group, alive_until_ticks: int, wait_seconds: float) -> bool:
     """SIGKILL what is left of *child*'s tree and wait so long for its end; True when nothing is left."""
     deadline = time.monotonic() + wait_seconds
+    if members := group.members():
+        log.warning("killing what a killed shim left behind in its cgroup: %s", sorted(members))
+    is_empty = group.end(wait_seconds)
     while left := find(child, alive_until_ticks):
         log.warning("killing %d processes that a killed shim left behind: %s", len(left), [each.pid for each in left])
         pidfds = [pidfd for each in left if (pidfd := each.open()) is not None]
@@ -70,8 +74,8 @@ def kill(child: Child, alive_until_ticks: int, wait_seconds: float) -> bool:
             for pidfd in pidfds:
                 os.close(pidfd)
         if time.monotonic() >= deadline:
-            return not find(child, alive_until_ticks)
-    return True
+            return is_empty and not find(child, alive_until_ticks)
+    return is_empty
 
 
 def _look(pid: int, boot: str) -> Seen | None:

@@ -16,8 +16,10 @@ from pathlib import Path
 from stoker.errors import Conflict, Invalid, Unavailable
 from stokerd.processes import records, remains
 from stokerd.processes.folder import Child, CorruptRecordError, Folder
+from stokerd.processes.group import Group
+from stokerd.processes.groups import Groups
 from stokerd.processes.identity import send
-from stokerd.processes.kernel import boot_id, boot_seconds
+from stokerd.processes.kernel import boot_id, boot_seconds, stat_fields
 from stokerd.processes.states import Absent, Alive, Command, Exited, Lost, Observed
 from stokerd.processes.watch import UNSTARTED, Watch
 
@@ -43,6 +45,8 @@ class Supervisor:
         on_change: called with the id, in the loop's thread, soon after a process started, ended, or its shim vanished.
         log_segment_bytes: a log is moved aside when it would grow beyond this.
         log_segments_kept: how many of those are kept of each log, at least 1, beside the one that is written.
+        log_max_age_seconds: those last written to before so long are removed; None: none for its age.
+        groups: makes a cgroup for each process; without it bounds are enforced as well as rlimits can.
     """
 
     def __init__(
@@ -52,10 +56,17 @@ class Supervisor:
         on_change: Callable[[str], None] | None = None,
         log_segment_bytes: int = 64 << 20,
         log_segments_kept: int = 3,
+        log_max_age_seconds: float | None = None,
+        groups: Groups | None = None,
     ) -> None:
         self._folder = folder
         self._on_change = on_change
-        self._log_segment_bytes, self._log_segments_kept = max(log_segment_bytes, 1), max(log_segments_kept, 1)
+        self._groups = groups or Groups("none")
+        self._log_bounds = {
+            "log_segment_bytes": max(log_segment_bytes, 1),
+            "log_segments_kept": max(log_segments_kept, 1),
+            "log_max_age_seconds": log_max_age_seconds,
+        }
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watches: dict[str, Watch] = {}
         self._ended: dict[str, Exited | Lost] = {}  # said once, never looked at again
@@ -76,7 +87,8 @@ class Supervisor:
         if not isinstance(self.observe(process), Absent):
             return
         try:
-            folder.write_command(command, self._log_segment_bytes, self._log_segments_kept)
+            folder.write_command(command, self._log_bounds, self._groups.folders(process))
+            self._groups.make(process, command.bounds)
             watch = _spawn(folder.path)
         except OSError as error:
             raise Unavailable(
@@ -130,6 +142,7 @@ class Supervisor:
         if isinstance(self.observe(process), Alive):
             raise Conflict(f"The process {process} is alive.", "Stop it and wait for its end.", code="process-alive")
         folder = self._folder / process
+        Folder(folder).group().end(REMAINS_WAIT_SECONDS)
         gone = self._folder / f"{_FORGOTTEN}{process}-{time.monotonic_ns()}"
         try:
             if folder.exists():
@@ -177,6 +190,26 @@ class Supervisor:
                 self.observe(process)
             except Unavailable as error:
                 log.warning("can't look at %s yet: %s", process, error)
+        for process in self._groups.processes().difference(self.ids()):
+            log.warning("removing the cgroup of %s, of which nothing else is known", process)
+            if not Group(self._groups.folders(process)).end(REMAINS_WAIT_SECONDS):
+                log.error("processes in the cgroup of %s do not die of SIGKILL", process)
+
+    def tree_of(self, pid: int) -> str | None:
+        """Name the process to whose tree *pid* belongs; None when it isn't ours. May be called from any thread."""
+        if (process := self._groups.process_of(pid)) is not None:
+            return process
+        shims = {watch.pid: process for process, watch in list(self._watches.items())}
+        seen: set[int] = set()
+        while pid > 1 and pid not in seen:  # a number that passes to another while we climb might lead in circles
+            if (process := shims.get(pid)) is not None:
+                return process if self._folder_of(process).lock_holder() == pid else None
+            seen.add(pid)
+            try:
+                pid = int(stat_fields(pid)[1])
+            except OSError:
+                return None
+        return None
 
     def close(self) -> None:
         """Stop watching. The processes go on."""
@@ -265,6 +298,7 @@ class Supervisor:
         try:
             exited = folder.exit()
             if exited is not None:
+                folder.group().end(0)  # gone already, unless the shim was killed at the very end
                 self._ended[process] = exited
                 return exited
             child = folder.child()
@@ -274,12 +308,13 @@ class Supervisor:
         if child is None:
             if process not in self._spawned:
                 return Absent()
+            folder.group().end(REMAINS_WAIT_SECONDS)
             reason = folder.complaint() or "it was killed"
             self._ended[process] = Lost(f"Its shim ended before it could start the program: {reason}.")
             return self._ended[process]
         alive_until = max(folder.heartbeat_ticks(), self._alive_ticks.get(process, 0))
         since = self._dying_since.setdefault(process, time.monotonic())
-        if not remains.kill(child, alive_until, REMAINS_WAIT_SECONDS):
+        if not remains.kill(child, folder.group(), alive_until, REMAINS_WAIT_SECONDS):
             if time.monotonic() - since < REMAINS_PATIENCE_SECONDS:
                 if self._loop is not None and not self._loop.is_closed():
                     self._loop.call_soon_threadsafe(self._loop.call_later, REMAINS_WAIT_SECONDS, self._tell, process)

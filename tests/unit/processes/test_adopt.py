@@ -15,11 +15,12 @@ import uvloop
 
 from stokerd.processes.states import Absent, Alive, Exited, Lost
 from stokerd.processes.supervisor import SHIM
+from tests.harness import DEADLINE
 from tests.process_kit import Bench, is_running, until
 
 
 def test_a_new_daemon_finds_the_same_program_and_its_end(bench: Bench) -> None:
-    bench.sh("echo up; sleep 60")
+    bench.sh("echo up; sleep 600")
     before = bench.alive()
     bench.supervisor.close()
     new = bench.again()
@@ -53,15 +54,15 @@ def test_a_new_daemon_shortens_the_grace_that_the_old_one_gave(bench: Bench) -> 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_changes_are_told_in_the_loop_as_they_happen(bench: Bench, new_loop: object) -> None:
     """Start, end, and the end of an adopted one; without anybody asking."""
-    told: list[tuple[float, str, str]] = []
+    told: list[tuple[str, str]] = []
 
     async def live() -> None:
         def tell(process: str) -> None:
-            told.append((time.monotonic(), process, type(supervisor.observe(process)).__name__))
+            told.append((process, type(supervisor.observe(process)).__name__))
             changed.set()
 
         async def heard(count: int) -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 while len(told) < count:
                     changed.clear()
                     await changed.wait()
@@ -71,19 +72,17 @@ def test_changes_are_told_in_the_loop_as_they_happen(bench: Bench, new_loop: obj
         supervisor.adopt()
         supervisor.start("new", bench.command("sh", "-c", "read x < gate; exit 3", cwd=os.fspath(bench.root)))
         await heard(1)
-        assert told[0][1:] == ("new", "Alive")
+        assert told[0] == ("new", "Alive")
         (bench.root / "gate").write_text("")  # a fifo: the program waits for this
         await heard(2)
-        assert told[1][1:] == ("new", "Exited")
+        assert told[1] == ("new", "Exited")
         os.kill(adopted, signal.SIGKILL)
-        killed = time.monotonic()
         await heard(3)
-        assert told[2][1:] == ("p", "Exited")
-        assert told[2][0] - killed < 1
+        assert told[2] == ("p", "Exited")
         supervisor.close()
 
     os.mkfifo(bench.root / "gate")
-    bench.sh("sleep 60")
+    bench.sh("sleep 600")
     adopted = bench.alive().pid
     assert adopted
     bench.supervisor.close()
@@ -100,7 +99,7 @@ def test_a_killed_shim_is_told_and_its_tree_dies(bench: Bench) -> None:
         supervisor = bench.again(on_change=lambda _: changed.set())
         supervisor.adopt()
         os.kill(bench.shim(), signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not isinstance(seen := supervisor.observe("p"), Lost):
                 changed.clear()
                 await changed.wait()
@@ -130,12 +129,12 @@ def test_what_a_killed_shim_left_is_killed_by_the_next_daemon(bench: Bench) -> N
     assert is_running(worker)
     new = bench.again()
     new.adopt()
-    assert new.observe("p") == Lost("Its shim is gone and left no exit status: it was killed.")
+    assert bench.end(supervisor=new) == Lost("Its shim is gone and left no exit status: it was killed.")
     assert not is_running(worker)
 
 
 def test_a_program_dies_with_its_shim_even_when_no_daemon_is_there(bench: Bench) -> None:
-    bench.sh("echo up; sleep 60")
+    bench.sh("echo up; sleep 600")
     bench.says("up")
     pid = bench.alive().pid
     assert pid
@@ -145,11 +144,11 @@ def test_a_program_dies_with_its_shim_even_when_no_daemon_is_there(bench: Bench)
 
 
 def test_what_was_lost_is_not_started_again_under_its_id(bench: Bench) -> None:
-    bench.sh("echo started; sleep 60")
+    bench.sh("echo started; sleep 600")
     bench.says("started")
     os.kill(bench.shim(), signal.SIGKILL)
     lost = bench.end()
-    bench.sh("echo started; sleep 60")
+    bench.sh("echo started; sleep 600")
     assert bench.supervisor.observe("p") == lost
     assert bench.again().observe("p") == lost
     assert bench.text().count("started") == 1
@@ -198,7 +197,7 @@ def test_half_removed_folders_are_cleaned_up_and_strange_files_are_left(bench: B
 
 
 def test_looking_is_cheap(bench: Bench) -> None:
-    bench.sh("sleep 60")
+    bench.sh("sleep 600")
     bench.alive()
     bench.sh("exit 0", "q")
     bench.exited("q")
@@ -215,7 +214,7 @@ def test_a_supervisor_that_cant_see_concludes_nothing(bench: Bench) -> None:
 
     from stoker.errors import Unavailable
 
-    bench.sh("sleep 60")
+    bench.sh("sleep 600")
     bench.alive()
     new = bench.again()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

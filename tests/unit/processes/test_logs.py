@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import operator
 import os
 import threading
 from pathlib import Path
@@ -11,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stokerd.processes.log_writer import LogWriter, rotated
+from stokerd.processes import logs
+from stokerd.processes.log_writer import LogWriter, rotated, segment
 from stokerd.processes.logs import follow, read_log, tail_lines
-from tests.process_kit import Bench
+from tests.process_kit import Bench, until
 
 
 def read_all(path: Path, offset: int = 0, limit: int = 1 << 20) -> bytes:
@@ -63,6 +66,51 @@ def test_what_is_kept_is_one_end_of_what_was_written_and_offsets_count_from_its_
     assert read_all(path, offset, limit) == whole[max(offset, first) :]
     back = data.draw(st.integers(1, len(whole) + 1))
     assert read_all(path, -back, limit) == whole[max(len(whole) - back, first, 0) :]
+
+
+@settings(max_examples=150)
+@given(
+    steps=st.lists(
+        st.binary(min_size=1, max_size=60) | st.sampled_from(["cut", "delete", "replace", "age", "forget"]), max_size=30
+    ),
+    kept=st.integers(1, 3),
+)
+def test_whatever_others_do_to_a_log_no_byte_is_ever_given_at_another_ones_offset(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[bytes | str], kept: int
+) -> None:
+    """So that who reads on from an offset gets nothing twice. What was taken away counts as dropped."""
+    path = tmp_path_factory.mktemp("logs") / "p.log"
+    name, whole = os.fspath(path), b""
+    writer = LogWriter(name, 100, kept, 1000.0)
+    for step in steps:
+        match step:
+            case bytes():
+                writer.write(step)
+                whole += step
+            case "cut" if path.exists():
+                os.truncate(path, 0)
+            case "delete":
+                path.unlink(missing_ok=True)
+            case "replace" if path.exists():
+                path.unlink()
+                path.touch()
+            case "age":
+                for start in rotated(name):
+                    os.utime(segment(name, start), (0, 0))
+            case "forget":
+                for start in rotated(name):
+                    Path(segment(name, start)).unlink()
+        writer._checked_at = float("-inf")  # else it looks once a second
+        writer.tend()
+        offset = 0
+        while True:
+            data, end = read_log(path, offset)
+            assert data == whole[end - len(data) : end]
+            if not data:
+                break
+            offset = end
+        assert end == len(whole)
+    writer.close()
 
 
 def test_lines_are_not_cut_where_a_log_is_moved_aside(tmp_path: Path) -> None:
@@ -207,3 +255,131 @@ def test_a_fast_writer_stays_within_its_bounds(bench: Bench) -> None:
     data, offset = read_log(bench.log, 19_999_998)
     assert (data, offset) == (b"y\nthe end\n", 20_000_008)
     assert bench.record("exit.json")["log_dropped_bytes"] == 0
+
+
+def test_old_segments_are_dropped_and_offsets_count_on(tmp_path: Path) -> None:
+    path = tmp_path / "p.log"
+    name = os.fspath(path)
+    writer = LogWriter(name, 10, 9, 1000.0)
+    for n in range(4):
+        writer.write(b"line %d..\n" % n)
+    assert rotated(name) == [0, 9, 18]
+    for start, age in ((0, 2000), (9, 1500), (18, 500)):
+        then = path.stat().st_mtime - age
+        os.utime(segment(name, start), (then, then))
+    writer.tend()
+    assert rotated(name) == [18]
+    os.utime(segment(name, 18), (0, 0))
+    writer.write(b"line 4..\n")  # moves the file aside
+    assert rotated(name) == [27]
+    os.utime(segment(name, 27), (0, 0))
+    writer.tend()
+    assert read_log(path, 0) == (b"line 4..\n", 45)
+    writer.write(b"line 5..\n")
+    assert read_log(path, 0) == (b"line 4..\nline 5..\n", 54)
+    writer.close()
+
+
+def test_the_shim_of_a_silent_program_drops_old_segments_too(bench: Bench) -> None:
+    supervisor = bench.again(log_segment_bytes=1000, log_max_age_seconds=3600.0)
+    supervisor.start("p", bench.command("sh", "-c", "yes | head -c 3000; echo up; exec sleep 600"))
+    bench.says("up")
+    name = os.fspath(bench.log)
+    for start in rotated(name):
+        os.utime(segment(name, start), (0, 0))
+    until(lambda: [Path(segment(name, start)).stat().st_size for start in rotated(name)] == [0])
+    assert tail_lines(bench.log, 1) == ["up"]
+    assert read_log(bench.log, 3000) == (b"up\n", 3003)
+
+
+def test_a_log_that_is_no_file_is_never_moved(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = LogWriter(os.fspath(tmp_path / "fifo"), 10, 1, 0.0)
+    for _ in range(5):
+        writer.write(b"x" * 25)
+        writer.tend()
+    writer.close()
+    assert os.read(reader, 1000) == b"x" * 125
+    os.close(reader)
+    assert [each.name for each in tmp_path.iterdir()] == ["fifo"]
+
+
+@pytest.mark.parametrize("how", ["cut", "delete"])
+def test_following_goes_on_when_somebody_cuts_or_deletes_the_log(tmp_path: Path, how: str) -> None:
+    path, done = tmp_path / "p.log", threading.Event()
+    writer = LogWriter(os.fspath(path), 1 << 20, 3)
+    before, after = ([b"%s %d\n" % (word, n) for n in range(100)] for word in (b"before", b"after"))
+
+    async def live() -> bytes:
+        got = b""
+        async for piece in follow(path, 0, done.is_set):
+            got += piece
+            if got == b"".join(before):
+                path.unlink() if how == "delete" else os.truncate(path, 0)
+                writer._checked_at = float("-inf")  # else it looks once a second
+                for line in after:
+                    writer.write(line)
+                done.set()
+        return got
+
+    for line in before:
+        writer.write(line)
+    assert asyncio.run(live()) == b"".join(before + after)
+    writer.close()
+
+
+def test_who_follows_too_slowly_sees_where_lines_are_missing_and_gets_none_twice(tmp_path: Path) -> None:
+    """The stream ends at the hole; asking again tells the offset at which the log goes on."""
+    path, done = tmp_path / "p.log", threading.Event()
+    lines = [b"line %05d\n" % n for n in range(20_000)]  # of 11 bytes
+    writer = LogWriter(os.fspath(path), 5000, 3)
+    unwritten = iter(lines)
+
+    def write(count: int) -> None:
+        for line in itertools.islice(unwritten, count):
+            writer.write(line)
+        if operator.length_hint(unwritten) == 0:
+            done.set()
+
+    async def live() -> list[tuple[int, bytes]]:
+        """Each stretch without a hole, and where it begins."""
+        stretches: list[tuple[int, bytes]] = []
+        offset = 0
+        while True:
+            data, end = read_log(path, offset)
+            offset, stretch = end - len(data), b""
+            async for piece in follow(path, offset, done.is_set):
+                stretch += piece
+                write(500 if len(stretch) < 20_000 else 3000)
+            if not stretch:
+                return stretches
+            stretches.append((offset, stretch))
+            offset += len(stretch)
+
+    write(10)
+    stretches = asyncio.run(live())
+    assert len(stretches) > 3
+    after = 0
+    for offset, stretch in stretches:
+        assert stretch == b"".join(lines)[offset : offset + len(stretch)]
+        assert offset > after or not after
+        after = offset + len(stretch)
+    assert after == 11 * len(lines)
+    writer.close()
+
+
+def test_a_hole_that_opens_between_two_looks_is_never_bridged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.log"
+    write_all(path, *(b"%d" % n * 9 + b"\n" for n in range(4)), segment_bytes=10, kept=9)
+    read_file = logs._read_file
+
+    def drop_meanwhile(name: str, offset: int, limit_bytes: int) -> tuple[bytes, int]:
+        if offset == 10:
+            monkeypatch.undo()
+            Path(segment(name, 10)).unlink()
+        return read_file(name, offset, limit_bytes)
+
+    monkeypatch.setattr(logs, "_read_file", drop_meanwhile)
+    assert read_log(path, 0) == (b"0" * 9 + b"\n", 10)
+    assert read_log(path, 10) == (b"2" * 9 + b"\n" + b"3" * 9 + b"\n", 40)

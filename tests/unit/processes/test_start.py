@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from tests.process_kit import Bench
 
 
 def test_the_exit_code_and_both_output_streams_are_kept(bench: Bench) -> None:
+    asked = time.time()
     bench.sh("echo out; echo err >&2; exit 7")
     end = bench.exited()
     assert (end.exit_code, end.signal, end.message) == (7, None, "")
-    assert 0 <= end.ended_at - end.started_at < 10
+    assert asked <= end.started_at <= end.ended_at <= time.time()
     assert sorted(bench.text().split()) == ["err", "out"]
 
 
@@ -43,7 +45,7 @@ def test_the_program_is_not_deaf_to_signals_and_inherits_no_descriptors(bench: B
     listener = socket.create_server(("127.0.0.1", 0))
     listener.set_inheritable(True)
     with listener:
-        bench.sh("grep -E 'SigBlk|SigIgn' /proc/self/status; ls /proc/self/fd; sleep 60")
+        bench.sh("grep -E 'SigBlk|SigIgn' /proc/self/status; ls /proc/self/fd; sleep 600")
         bench.says("\n3\n")  # of ls itself
         shim_fds = [link.readlink() for link in Path(f"/proc/{bench.shim()}/fd").iterdir()]
     _, blocked, _, ignored, *fds = bench.text().split()
@@ -80,14 +82,14 @@ def test_a_script_without_its_interpreter_says_so(bench: Bench) -> None:
 
 def test_a_start_that_is_asked_for_again_is_no_second_start(bench: Bench) -> None:
     for _ in range(3):
-        bench.sh("echo started; read x < fifo || sleep 60")
+        bench.sh("echo started; read x < fifo || sleep 600")
     alive = bench.alive()
     bench.says("started")
-    bench.sh("echo started; sleep 60")
+    bench.sh("echo started; sleep 600")
     assert bench.alive() == alive
     bench.supervisor.stop("p", 0)
     end = bench.exited()
-    bench.sh("echo started; sleep 60")
+    bench.sh("echo started; sleep 600")
     assert bench.exited() == end
     assert bench.text().count("started") == 1
 
@@ -95,7 +97,7 @@ def test_a_start_that_is_asked_for_again_is_no_second_start(bench: Bench) -> Non
 def test_two_shims_for_one_folder_start_one_program(bench: Bench) -> None:
     """Two daemons' starts may overlap: the first was killed just after it had started the shim."""
     other = bench.again()
-    command = bench.command("sh", "-c", "echo started; sleep 60")
+    command = bench.command("sh", "-c", "echo started; sleep 600")
     bench.supervisor._find_shim = lambda *_: False  # type: ignore[method-assign]
     other._find_shim = lambda *_: False  # type: ignore[method-assign]
     bench.supervisor.start("p", command)
@@ -175,7 +177,7 @@ def test_the_shim_leaves_rusage(bench: Bench) -> None:
 
 
 def test_the_shim_is_light(bench: Bench) -> None:
-    bench.sh("echo running; sleep 60")
+    bench.sh("echo running; sleep 600")
     bench.says("running")
     status = Path(f"/proc/{bench.shim()}/status").read_text()
     rss = int(status.partition("VmRSS:")[2].split()[0])

@@ -23,7 +23,7 @@ while True: time.sleep(0.05)
 def test_a_program_may_end_in_its_own_way_when_asked(bench: Bench) -> None:
     bench.sh("trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.01; done")
     bench.says("up")
-    bench.supervisor.stop("p", 30)
+    bench.supervisor.stop("p", 600)
     assert bench.exited().exit_code == 4
     assert "bye" in bench.text()
     assert bench.record("exit.json")["stop_asked"] is True
@@ -44,20 +44,18 @@ def test_a_program_that_is_deaf_is_killed_after_its_grace(bench: Bench) -> None:
 def test_asking_again_shortens_the_grace_and_never_prolongs_it_and_signals_once(bench: Bench) -> None:
     bench.python(DEAF)
     bench.says("up")
-    bench.supervisor.stop("p", 60)
+    bench.supervisor.stop("p", 3600)
     bench.says("heard")
-    bench.supervisor.stop("p", 60)
-    asked = time.monotonic()
+    bench.supervisor.stop("p", 3600)
     bench.supervisor.stop("p", 0.2)
-    bench.supervisor.stop("p", 60)
+    bench.supervisor.stop("p", 3600)
     assert bench.exited().signal == signal.SIGKILL
-    assert time.monotonic() - asked < 5
     assert bench.text().count("heard") == 1
 
 
 def test_a_stop_right_after_the_start_is_not_lost(bench: Bench) -> None:
-    bench.sh("sleep 60")
-    bench.supervisor.stop("p", 5)
+    bench.sh("sleep 600")
+    bench.supervisor.stop("p", 600)
     assert bench.exited().signal == signal.SIGTERM
 
 
@@ -68,15 +66,15 @@ def test_a_program_that_was_frozen_hears_that_it_should_end(bench: Bench) -> Non
     pid = bench.alive().pid
     assert pid
     os.kill(pid, signal.SIGSTOP)
-    bench.supervisor.stop("p", 30)
+    bench.supervisor.stop("p", 600)
     assert bench.exited().exit_code == 4
 
 
 def test_a_frozen_shim_is_woken_by_a_stop(bench: Bench) -> None:
-    bench.sh("echo up; exec sleep 60")
+    bench.sh("echo up; exec sleep 600")
     bench.says("up")
     os.kill(bench.shim(), signal.SIGSTOP)
-    bench.supervisor.stop("p", 30)
+    bench.supervisor.stop("p", 600)
     assert bench.exited().signal == signal.SIGTERM
 
 
@@ -124,7 +122,7 @@ def test_a_stop_reaches_the_whole_tree(bench: Bench) -> None:
 
 
 def test_orphans_of_the_tree_are_buried_while_the_program_lives(bench: Bench) -> None:
-    bench.sh("for i in 1 2 3; do (sh -c 'echo orphan $$' &); done; sleep 60")
+    bench.sh("for i in 1 2 3; do (sh -c 'echo orphan $$' &); done; sleep 600")
     until(lambda: bench.text().count("orphan") == 3)
     pids = [int(line.split()[1]) for line in bench.text().splitlines()]
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
@@ -132,17 +130,18 @@ def test_orphans_of_the_tree_are_buried_while_the_program_lives(bench: Bench) ->
 
 
 def test_a_program_that_closes_its_output_lives_on(bench: Bench) -> None:
-    bench.sh("echo up; exec >/dev/null 2>&1; sleep 60")
+    bench.sh("echo up; exec >/dev/null 2>&1; sleep 600")
     bench.says("up")
     schedstat = Path(f"/proc/{bench.shim()}/schedstat")
-    before, deadline = int(schedstat.read_text().split()[0]), time.monotonic() + 0.3
-    until(lambda: time.monotonic() > deadline)
-    assert int(schedstat.read_text().split()[0]) - before < 50e6  # ns on the CPU: it does not spin on the closed pipe
+    before, began = int(schedstat.read_text().split()[0]), time.monotonic_ns()
+    until(lambda: time.monotonic_ns() > began + 300e6)
+    on_cpu = int(schedstat.read_text().split()[0]) - before
+    assert on_cpu < (time.monotonic_ns() - began) / 6  # it does not spin on the closed pipe
     assert isinstance(bench.supervisor.observe("p"), Alive)
 
 
 def test_ctrl_c_and_hang_up_in_the_daemons_terminal_do_not_reach_shim_or_program(bench: Bench) -> None:
-    bench.sh("echo up; sleep 60")
+    bench.sh("echo up; sleep 600")
     bench.says("up")
     shim, child = bench.shim(), bench.alive().pid
     assert child
@@ -154,7 +153,7 @@ def test_ctrl_c_and_hang_up_in_the_daemons_terminal_do_not_reach_shim_or_program
 
 
 def test_what_is_alive_cant_be_forgotten_and_what_is_forgotten_can_be_started_anew(bench: Bench) -> None:
-    bench.sh("sleep 60")
+    bench.sh("sleep 600")
     with pytest.raises(Conflict):
         bench.supervisor.forget("p")
     bench.supervisor.stop("p", 0)
