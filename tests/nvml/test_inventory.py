@@ -1,74 +1,20 @@
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from stoker.types.host import Device
-from stokerd.devices.placement import place
+from stokerd.devices.placement import Request, place
+from tests.nvml.asking import inventory
+from tests.nvml.fleet import HANG, LOST, Fleet, Gpu
 
-# NVML's own numbers, but for HANG: see fake_nvml.c.
-HANG, DRIVER_NOT_LOADED, LOST, VERSION_MISMATCH, UNKNOWN = -1, 9, 15, 18, 999
-
-PROGRAM = Path(__file__).with_name("ask_inventory.py")
-
-
-class Answer:
-    def __init__(self, data: dict[str, Any]) -> None:
-        self.seconds: float = data["seconds"]
-        self.message: str = data["message"]
-        self.devices = [Device(**d) for d in data["devices"]]
+# NVML's own numbers.
+DRIVER_NOT_LOADED, VERSION_MISMATCH, UNKNOWN = 9, 18, 999
 
 
-class Program:
-    """ask_inventory.py, running."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, what: str = "") -> Answer:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        return Answer(json.loads(self._process.stdout.readline()))
-
-    def until(self, condition: Callable[[Answer], Any], seconds: float = 10) -> Answer:
-        deadline = time.monotonic() + seconds
-        while True:
-            answer = self.ask()
-            if condition(answer):
-                return answer
-            assert time.monotonic() < deadline, vars(answer)
-            time.sleep(0.005)
-
-
-@contextmanager
-def inventory(
-    env: Mapping[str, str], *, interval: float = 0.02, retry: float = 0.05, hang: float = 5
-) -> Iterator[Program]:
-    argv = [sys.executable, "-W", "error", str(PROGRAM), str(interval), str(retry), str(hang)]
-    with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        program = Program(process)
-        try:
-            assert program.ask("start").seconds < 0.5
-            yield program
-            assert program.ask("close").seconds < 4
-            process.stdin.close()
-            assert process.wait(10) == 0
-        finally:
-            process.kill()
-
-
-def test_every_gpu_is_listed_with_its_figures(fake_nvml, gpu):
-    fake_nvml.play(gpu(), gpu(total_mib=40960, used_mib=40000, utilisation_percent=99, temperature_celsius=81))
-    with inventory(fake_nvml.env) as program:
+def test_every_gpu_is_listed_with_its_figures(fake_nvml: Fleet) -> None:
+    fake_nvml.play(Gpu(), Gpu(total_mib=40960, used_mib=40000, utilisation_percent=99, temperature_celsius=81))
+    with inventory(fake_nvml.env()) as program:
         answer = program.until(lambda a: len(a.devices) == 2)
     assert answer.message == ""
     first, second = answer.devices
@@ -85,11 +31,11 @@ def test_every_gpu_is_listed_with_its_figures(fake_nvml, gpu):
     assert (second.index, second.memory_used, second.utilisation, second.temperature) == (1, 40000 * 2**20, 99, 81)
 
 
-def test_a_figure_that_a_gpu_does_not_know_is_left_out(fake_nvml, gpu):
+def test_a_figure_that_a_gpu_does_not_know_is_left_out(fake_nvml: Fleet) -> None:
     fake_nvml.play(
-        gpu(power_milliwatts=-1), gpu(utilisation_percent=-1), gpu(temperature_celsius=-1), gpu(total_mib=-1)
+        Gpu(power_milliwatts=-1), Gpu(utilisation_percent=-1), Gpu(temperature_celsius=-1), Gpu(total_mib=-1)
     )
-    with inventory(fake_nvml.env) as program:
+    with inventory(fake_nvml.env()) as program:
         no_power, no_use, no_heat, no_memory = program.until(lambda a: len(a.devices) == 4).devices
     assert (no_power.power, no_power.utilisation, no_power.error) == (None, 10, None)
     assert (no_use.utilisation, no_use.power, no_use.error) == (None, 300.5, None)
@@ -97,11 +43,11 @@ def test_a_figure_that_a_gpu_does_not_know_is_left_out(fake_nvml, gpu):
     assert (no_memory.memory_total, no_memory.memory_used, no_memory.error) == (0, None, None)
 
 
-def test_a_gpu_that_falls_off_the_bus_says_since_when_and_hurts_no_other(fake_nvml, gpu):
-    fake_nvml.play(gpu(), gpu())
-    with inventory(fake_nvml.env) as program:
+def test_a_gpu_that_falls_off_the_bus_says_since_when_and_hurts_no_other(fake_nvml: Fleet) -> None:
+    fake_nvml.play(Gpu(), Gpu())
+    with inventory(fake_nvml.env()) as program:
         program.until(lambda a: len(a.devices) == 2)
-        fake_nvml.play(gpu(utilisation_percent=77), gpu(state=LOST))
+        fake_nvml.play(Gpu(utilisation_percent=77), Gpu(state=LOST))
         answer = program.until(lambda a: a.devices[1].error and a.devices[0].utilisation == 77)
         well, lost = answer.devices
         assert re.fullmatch(
@@ -110,16 +56,16 @@ def test_a_gpu_that_falls_off_the_bus_says_since_when_and_hurts_no_other(fake_nv
         )
         assert lost.uuid == "GPU-00000001-0000-4000-8000-000000000000"
         assert (lost.utilisation, lost.memory_used, lost.power, lost.temperature) == (None, None, None, None)
-        assert place(answer.devices, {}, 1) == [well.uuid]
-        assert place(answer.devices, {}, 2) is None
+        assert place(answer.devices, {}, Request(1)) == [well.uuid]
+        assert place(answer.devices, {}, Request(2)) is None
 
-        fake_nvml.play(gpu(), gpu(utilisation_percent=33))
+        fake_nvml.play(Gpu(), Gpu(utilisation_percent=33))
         assert program.until(lambda a: a.devices[1].error is None).devices[1].utilisation == 33
 
 
-def test_a_gpu_lost_before_the_start_is_listed_as_unknown(fake_nvml, gpu):
-    fake_nvml.play(gpu(state=LOST), gpu())
-    with inventory(fake_nvml.env) as program:
+def test_a_gpu_lost_before_the_start_is_listed_as_unknown(fake_nvml: Fleet) -> None:
+    fake_nvml.play(Gpu(state=LOST), Gpu())
+    with inventory(fake_nvml.env()) as program:
         answer = program.until(lambda a: len(a.devices) == 2)
     lost, well = answer.devices
     assert (lost.index, lost.uuid) == (0, "unknown-0")
@@ -127,51 +73,51 @@ def test_a_gpu_lost_before_the_start_is_listed_as_unknown(fake_nvml, gpu):
     assert well.error is None
 
 
-def test_a_call_that_hangs_is_told_and_the_other_gpus_go_on(fake_nvml, gpu):
-    fake_nvml.play(gpu(), gpu())
-    with inventory(fake_nvml.env, hang=0.2) as program:
+def test_a_call_that_hangs_is_told_and_the_other_gpus_go_on(fake_nvml: Fleet) -> None:
+    fake_nvml.play(Gpu(), Gpu())
+    with inventory(fake_nvml.env(), hang=0.2) as program:
         program.until(lambda a: len(a.devices) == 2)
-        fake_nvml.play(gpu(state=HANG), gpu(utilisation_percent=55))
+        fake_nvml.play(Gpu(state=HANG), Gpu(utilisation_percent=55))
         hung = program.until(lambda a: a.devices[0].error)
         assert re.search(
             r"^GPU 0 can't be sampled, it has not answered .* since \d{4}-.* UTC\.$", hung.devices[0].error or ""
         )
         assert hung.devices[0].utilisation is None
-        assert place(hung.devices, {}, 2) is None
+        assert place(hung.devices, {}, Request(2)) is None
         program.until(lambda a: a.devices[1].utilisation == 55)
-        fake_nvml.play(gpu(state=HANG), gpu(utilisation_percent=56))
+        fake_nvml.play(Gpu(state=HANG), Gpu(utilisation_percent=56))
         program.until(lambda a: a.devices[1].utilisation == 56)
-        fake_nvml.play(gpu(utilisation_percent=57), gpu())
+        fake_nvml.play(Gpu(utilisation_percent=57), Gpu())
         program.until(lambda a: a.devices[0].utilisation == 57)
 
 
-def test_closing_does_not_wait_for_a_hung_gpu(fake_nvml, gpu):
-    with inventory(fake_nvml.env, hang=0.1) as program:
+def test_closing_does_not_wait_for_a_hung_gpu(fake_nvml: Fleet) -> None:
+    with inventory(fake_nvml.env(), hang=0.1, close=0.2) as program:
         program.until(lambda a: a.devices)
-        fake_nvml.play(gpu(state=HANG))
+        fake_nvml.play(Gpu(state=HANG))
         program.until(lambda a: a.devices[0].error)
     assert "nvmlShutdown -1" not in fake_nvml.calls()  # it could crash under a call that is on
 
 
-def test_a_driver_that_hangs_at_the_start_is_told_and_waited_for(fake_nvml, gpu):
-    fake_nvml.play(gpu(), init=HANG)
-    with inventory(fake_nvml.env, hang=0.1) as program:
+def test_a_driver_that_hangs_at_the_start_is_told_and_waited_for(fake_nvml: Fleet) -> None:
+    fake_nvml.play(Gpu(), init=HANG)
+    with inventory(fake_nvml.env(), hang=0.1) as program:
         answer = program.until(lambda a: "has not answered since" in a.message)
         assert answer.devices == []
-        fake_nvml.play(gpu())
+        fake_nvml.play(Gpu())
         assert program.until(lambda a: a.devices).message == ""
 
 
-def test_a_host_without_a_driver_says_so(tmp_path, fake_nvml):
+def test_a_host_without_a_driver_says_so(tmp_path: Path, fake_nvml: Fleet) -> None:
     (tmp_path / "libnvidia-ml.so.1").touch()  # found before any real one, and no library
-    with inventory({**fake_nvml.env, "LD_LIBRARY_PATH": str(tmp_path)}) as program:
+    with inventory({**fake_nvml.env(), "LD_LIBRARY_PATH": str(tmp_path)}) as program:
         answer = program.until(lambda a: "looked for" not in a.message)
     assert answer.message == ("no NVIDIA driver found (libnvidia-ml.so.1 is missing); runs and replicas use the CPU.")
 
 
-def test_a_driver_that_is_out_of_order_says_so_and_is_asked_again(fake_nvml, gpu):
+def test_a_driver_that_is_out_of_order_says_so_and_is_asked_again(fake_nvml: Fleet) -> None:
     fake_nvml.play()
-    with inventory(fake_nvml.env) as program:
+    with inventory(fake_nvml.env()) as program:
         for init, message in (
             (0, "the NVIDIA driver sees no GPU"),
             (DRIVER_NOT_LOADED, "the NVIDIA driver is installed but not loaded"),
@@ -182,12 +128,12 @@ def test_a_driver_that_is_out_of_order_says_so_and_is_asked_again(fake_nvml, gpu
             answer = program.until(lambda a, message=message: message in a.message)
             assert answer.message.endswith("runs and replicas use the CPU.")
             assert answer.devices == []
-        fake_nvml.play(gpu())
+        fake_nvml.play(Gpu())
         assert program.until(lambda a: a.devices).message == ""
 
 
-def test_handles_are_asked_for_once_and_temperature_each_fifth_round(fake_nvml):
-    with inventory(fake_nvml.env, interval=0.001) as program:
+def test_handles_are_asked_for_once_and_temperature_each_fifth_round(fake_nvml: Fleet) -> None:
+    with inventory(fake_nvml.env(), interval=0.001) as program:
         program.until(lambda _: fake_nvml.calls().count("nvmlDeviceGetPowerUsage 0") >= 21)
     calls = fake_nvml.calls()
     assert calls.count("nvmlDeviceGetHandleByIndex_v2 0") == 1

@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 
 from stokerd.telemetry.metrics import Metrics
+from tests.harness import DEADLINE
+from tests.nvml.fleet import Fleet, Gpu
 
 
-def test_the_figures_of_eight_gpus_reach_metrics_db(fake_nvml, gpu, tmp_path):
-    fake_nvml.play(*(gpu(utilisation_percent=10 * i, power_milliwatts=100_000 + i) for i in range(8)))
+def test_the_figures_of_eight_gpus_reach_metrics_db(fake_nvml: Fleet, tmp_path: Path) -> None:
+    fake_nvml.play(*(Gpu(utilisation_percent=10 * i, power_milliwatts=100_000 + i) for i in range(8)))
     program = Path(__file__).with_name("sample_devices.py")
     subprocess.run(
-        [sys.executable, "-W", "error", program, str(tmp_path), "8"], env=fake_nvml.env, check=True, timeout=60
+        [sys.executable, "-W", "error", program, str(tmp_path), "8"], env=fake_nvml.env(), check=True, timeout=DEADLINE
     )
     metrics = Metrics(tmp_path / "metrics.db", max_age_seconds=3600, max_bytes=10**8)
     try:

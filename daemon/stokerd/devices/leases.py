@@ -4,35 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stoker.types.host import Device
+from stoker.types.host import Device, Lease
 from stoker.types.serving import Replica
 from stoker.types.training import ACTIVE_PHASES, Run
-from stokerd.devices.placement import place
+from stokerd.devices.placement import Request, place, why_not
 from stokerd.store.store import Query
 
-
-def taken(query: Query) -> dict[str, str]:
-    """Which device (by UUID) is held by whom (``run/NAME``, ``replica/NAME``)."""
-    owners: dict[str, str] = {}
-    for run in query.all(Run, phase=ACTIVE_PHASES):
-        owners |= dict.fromkeys(run.devices, f"run/{run.name}")
-    for replica in query.all(Replica):
-        owners |= dict.fromkeys(replica.devices, f"replica/{replica.name}")
-    return owners
+__all__ = ["Request", "find", "held"]
 
 
-def find(query: Query, devices: Sequence[Device], count: int) -> tuple[list[str], str]:
-    """Choose *count* free devices inside a transaction; the caller saves them on their owner in the same one.
+def held(query: Query) -> dict[str, list[Lease]]:
+    """Which device (by UUID) is leased by whom (``run/NAME``, ``replica/NAME``), and how much of it; by owner."""
+    leases: dict[str, list[Lease]] = {}
+
+    def add(uuids: Sequence[str], lease: Lease) -> None:
+        for uuid in uuids:
+            leases.setdefault(uuid, []).append(lease)
+
+    for replica in sorted(query.all(Replica), key=lambda r: r.name):
+        add(replica.devices, Lease(owner=f"replica/{replica.name}", memory=replica.device_memory))
+    for run in sorted(query.all(Run, phase=ACTIVE_PHASES), key=lambda r: r.name):
+        add(run.devices, Lease(owner=f"run/{run.name}", memory=run.spec.device_memory))
+    return leases
+
+
+def find(query: Query, devices: Sequence[Device], request: Request) -> tuple[list[str], str]:
+    """Choose the devices of *request* inside a transaction; the caller saves them on their owner in the same one.
 
     Returns their UUIDs, or an empty list and one sentence why they can't be had now.
     """
-    if count == 0:
+    if request.count == 0:
         return [], ""
-    if len(devices) < count:
-        return [], f"it needs {count} GPU(s); this host has {len(devices)}."
-    owners = taken(query)
-    chosen = place(devices, owners, count)
-    if chosen is not None:
-        return chosen, ""
-    holders = ", ".join(sorted(set(owners.values()))) or "nobody, but some are out of order"
-    return [], f"it needs {count} GPU(s); too few are free (held by {holders})."
+    leases = held(query)
+    chosen = place(devices, leases, request)
+    return (chosen, "") if chosen is not None else ([], why_not(devices, leases, request))

@@ -5,6 +5,7 @@ All calls may block for as long as the driver likes: make them in a thread that 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -50,12 +51,16 @@ class NotSampled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What doesn't change of a GPU. ``handle`` is NVML's, good until `shut_down`; memory in bytes, 0 if not told."""
+    """What doesn't change of a GPU. ``handle`` is NVML's, good until `shut_down`; memory in bytes, 0 if not told.
+
+    ``bus_id`` is its address on the PCI bus, by which others name it as the other end of a link; empty if not told.
+    """
 
     handle: Any
     uuid: str
     name: str
     memory_total: int
+    bus_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,24 @@ class Reading:
     memory_used: int | None
     utilisation: float | None
     power: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that has a context on a GPU, as the driver knows it. Memory in bytes, None where it doesn't tell."""
+
+    pid: int
+    memory: int | None
+    draws: bool
+    """It only draws (a display server); it computes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Where a GPU's active NVLinks lead: to the GPUs at these PCI addresses, and whether to a switch."""
+
+    peers: frozenset[str] = frozenset()
+    switch: bool = False
 
 
 def start_up() -> int:
@@ -95,6 +118,7 @@ def identify(index: int) -> Identity:
             uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
             name=str(pynvml.nvmlDeviceGetName(handle)),
             memory_total=0 if memory is None else int(memory.total),
+            bus_id=_bus_id(_optional(pynvml.nvmlDeviceGetPciInfo, handle)),
         )
 
     return _translated(ask)
@@ -124,6 +148,111 @@ def read_temperature(identity: Identity) -> float | None:
         return None if celsius is None else float(celsius)
 
     return _translated(ask)
+
+
+def read_processes(identity: Identity) -> tuple[Process, ...]:
+    """Who has a context on it, by pid; the dearest question of all (5 ms). Empty where it isn't told.
+
+    The numbers are those of the driver's own pid namespace, the host's. Raises `NotSampled`.
+    """
+
+    def ask() -> tuple[Process, ...]:
+        found: dict[int, Process] = {}
+        for call, draws in (
+            (pynvml.nvmlDeviceGetGraphicsRunningProcesses, True),
+            (pynvml.nvmlDeviceGetComputeRunningProcesses, False),  # last: who does both, computes
+        ):
+            for process in _optional(call, identity.handle) or ():
+                memory = None if process.usedGpuMemory is None else int(process.usedGpuMemory)
+                found[int(process.pid)] = Process(int(process.pid), memory, draws)
+        return tuple(found[pid] for pid in sorted(found))
+
+    return _translated(ask)
+
+
+def read_ecc_errors(identity: Identity) -> int | None:
+    """Uncorrected memory errors since the driver was loaded; None where it isn't told. Raises `NotSampled`."""
+
+    def ask() -> int | None:
+        kind, counter = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+        count = _optional(pynvml.nvmlDeviceGetTotalEccErrors, identity.handle, kind, counter)
+        return None if count is None else int(count)
+
+    return _translated(ask)
+
+
+def read_wiring(identity: Identity) -> Wiring:
+    """Where its NVLinks lead; up to 36 short calls, so once is enough. Raises `NotSampled`."""
+
+    def ask() -> Wiring:
+        peers, switch = set(), False
+        for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+            try:
+                is_active = _optional(pynvml.nvmlDeviceGetNvLinkState, identity.handle, link)
+            except pynvml.NVMLError_InvalidArgument:  # it has no more links than those
+                break
+            if not is_active:
+                continue
+            # Older drivers don't tell what is at the other end: then it is a GPU if one has that address.
+            kind = _optional(pynvml.nvmlDeviceGetNvLinkRemoteDeviceType, identity.handle, link)
+            if kind == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH:
+                switch = True
+            elif kind in (None, pynvml.NVML_NVLINK_DEVICE_TYPE_GPU):
+                peers.add(_bus_id(_optional(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, identity.handle, link)))
+        return Wiring(frozenset(peers - {""}), switch)
+
+    return _translated(ask)
+
+
+class XidEvents:
+    """The critical errors (XIDs) of one GPU, as the driver tells them from now on. Raises `NotSampled`."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._set = _translated(lambda: self._open(identity))
+
+    @property
+    def are_told(self) -> bool:
+        """False: this GPU, or this driver, tells none."""
+        return self._set is not None
+
+    def wait(self, timeout_seconds: float) -> int | None:
+        """Wait for one, and give its number; None when none came in that time. Raises `NotSampled`."""
+
+        def ask() -> int | None:
+            try:
+                event = pynvml.nvmlEventSetWait(self._set, int(timeout_seconds * 1000))
+            except pynvml.NVMLError_Timeout:
+                return None
+            return int(event.eventData) if event.eventType & pynvml.nvmlEventTypeXidCriticalError else None
+
+        return _translated(ask)
+
+    def close(self) -> None:
+        """Give it back. Never raises."""
+        if self._set is not None:
+            with contextlib.suppress(pynvml.NVMLError):  # the GPU has gone: nothing is left to give back
+                pynvml.nvmlEventSetFree(self._set)
+            self._set = None
+
+    @staticmethod
+    def _open(identity: Identity) -> Any:
+        wanted = pynvml.nvmlEventTypeXidCriticalError
+        if not (_optional(pynvml.nvmlDeviceGetSupportedEventTypes, identity.handle) or 0) & wanted:
+            return None
+        events = pynvml.nvmlEventSetCreate()
+        try:
+            pynvml.nvmlDeviceRegisterEvents(identity.handle, wanted, events)
+        except pynvml.NVMLError as error:
+            pynvml.nvmlEventSetFree(events)
+            if error.value in _NO_ANSWER:
+                return None
+            raise
+        return events
+
+
+def _bus_id(info: Any) -> str:
+    """The PCI address out of NVML's structure, in one spelling."""
+    return "" if info is None else str(info.busId).lower()
 
 
 def _memory(handle: Any) -> Any:
