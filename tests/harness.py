@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,8 @@ from stokerd.processes.supervisor import Supervisor
 
 T = TypeVar("T")
 STOKERD = Path(sys.executable).with_name("stokerd")
-DEADLINE = 30.0
+DEADLINE = 90.0
+"""Seconds after which a wait has failed. Much, for a machine that is slow or busy: only a failure takes so long."""
 
 
 def free_port() -> int:
@@ -52,7 +53,14 @@ def wait_for(look: Callable[[], T | None], what: str, *, seconds: float = DEADLI
 class Stokerd:
     """One daemon and its home. Use it as a context manager: everything it started ends with the block."""
 
-    def __init__(self, *, python: str = sys.executable, settings: str = "", home: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        python: str = sys.executable,
+        settings: str = "",
+        home: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.root = home or Path(tempfile.mkdtemp(prefix="stk-", dir="/tmp"))  # short: sockets have 107 bytes
         self.home: Home = find_home(self.root)
         self.port = free_port()
@@ -61,6 +69,7 @@ class Stokerd:
             f"gateway: {{port: {self.port}}}\ntraining: {{python: {python}, concurrent: 2}}\n"
             f"serving: {{python: {python}}}\n{settings}"
         )
+        self._env = env
         self.process: subprocess.Popen[bytes] | None = None
         self.client = Client(self.home.socket)
 
@@ -82,7 +91,12 @@ class Stokerd:
         """Start it and wait until it answers."""
         with (self.root / "stokerd.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [STOKERD, "--home", self.root], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [STOKERD, "--home", self.root],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=None if self._env is None else dict(self._env),
             )
         wait_for(self.is_up, f"the daemon answers; its log:\n{self.log}")
 
@@ -101,13 +115,13 @@ class Stokerd:
         """As the kernel's OOM killer would: at once, with no chance to tidy up."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(DEADLINE)
 
     def terminate(self) -> int:
         """As systemd would; returns the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(DEADLINE)
 
     def close(self) -> None:
         """End the daemon, then everything that it left running, then remove the home."""
@@ -167,7 +181,7 @@ class Stokerd:
             raise AssertionError(f"{error}\n{told}\n{self.log[-3000:]}") from None
 
     @contextlib.contextmanager
-    def openai(self, timeout: float = 30) -> Iterator[httpx.Client]:
+    def openai(self, timeout: float = DEADLINE) -> Iterator[httpx.Client]:
         """A plain HTTP client of the gateway's OpenAI face."""
         with httpx.Client(base_url=f"http://127.0.0.1:{self.port}/v1", timeout=timeout, trust_env=False) as client:
             yield client

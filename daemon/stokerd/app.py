@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ import stoker
 from stoker.errors import HomeTaken, StokerError, Unavailable
 from stoker.paths import Home
 from stoker.types.base import now
-from stoker.types.host import Device, Host
+from stoker.types.host import Device, Host, Lease
 from stokerd.api import events, logs, registry, resources, rollouts, server, telemetry, training
 from stokerd.clock import watch_clock
 from stokerd.config import DaemonConfig
+from stokerd.devices import leases
+from stokerd.devices.events import DeviceEvent
 from stokerd.devices.inventory import Inventory
-from stokerd.devices.leases import taken
 from stokerd.notify import Service
+from stokerd.processes.groups import find_groups, name_of
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
 from stokerd.reconciler import Reconciler, watch_loop
@@ -34,7 +37,7 @@ from stokerd.serving.gateway import GatewayLink
 from stokerd.serving.replicas import Replicas
 from stokerd.store.content import ContentStore
 from stokerd.store.migrate import migrate
-from stokerd.store.store import Store
+from stokerd.store.store import Store, Transaction
 from stokerd.telemetry.metrics import Metrics
 from stokerd.telemetry.sampler import Sampler
 from stokerd.tracking.reader import Tracking
@@ -43,6 +46,7 @@ from stokerd.training.jobs import Jobs
 from stokerd.training.provenance import Provenance
 from stokerd.training.runs import Runs
 from stokerd.training.schedules import Schedules
+from stokerd.upkeep import UPKEEP_SECONDS, Upkeep
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_SECONDS = 10.0
@@ -113,19 +117,36 @@ class Daemon:
         content = await asyncio.to_thread(ContentStore, home.content)
         metrics = Metrics(home.metrics_db, max_age_seconds=config.metrics.max_age, max_bytes=config.metrics.max_bytes)
         stack.callback(metrics.close)
-        inventory = Inventory()
-        inventory.start()
-        stack.callback(inventory.close)
-
         pokes: list[Callable[[], None]] = []
 
         def poke(_process: str = "") -> None:
             for each in pokes:
                 each()
 
-        supervisor = Supervisor(home.processes, on_change=poke)
+        groups = await asyncio.to_thread(lambda: find_groups(name_of(home.root)))
+        supervisor = Supervisor(
+            home.processes,
+            on_change=poke,
+            log_segment_bytes=config.logs.segment_bytes,
+            log_segments_kept=config.logs.segments,
+            log_max_age_seconds=config.logs.max_age,
+            groups=groups,
+        )
         stack.callback(supervisor.close)
         supervisor.adopt()
+
+        device_events: asyncio.Queue[DeviceEvent] = asyncio.Queue()
+
+        def on_device(event: DeviceEvent) -> None:
+            loop.call_soon_threadsafe(device_events.put_nowait, event)
+
+        inventory = Inventory(
+            modes=config.devices.mode_of,
+            is_ours=lambda pid: supervisor.tree_of(pid) is not None,
+            on_change=on_device,
+        )
+        inventory.start()  # after the adoption: before it, our own processes would look foreign
+        stack.callback(inventory.close)
 
         tracking = Tracking()
         models = Registry(store, content)
@@ -150,8 +171,8 @@ class Daemon:
         sampler = Sampler(inventory, metrics, home)
 
         async def host() -> Host:
-            owners, last = await store.read(lambda q: (taken(q), q.last_event_id()))
-            return self._host(inventory, owners, last, gateway, sampler)
+            held, last = await store.read(lambda q: (leases.held(q), q.last_event_id()))
+            return self._host(inventory, held, last, gateway, sampler, groups.message)
 
         async def on_clock_set(seconds: float) -> None:
             way = "forward" if seconds > 0 else "back"
@@ -190,7 +211,7 @@ class Daemon:
         pokes += [r.poke for r in reconcilers]
         store.on_event(poke)
         if self._ephemeral:
-            stack.push_async_callback(_end_all, supervisor)
+            stack.push_async_callback(end_all, supervisor)
         schedules.start()
         stack.callback(schedules.close)
         async with _tasks() as start:
@@ -198,7 +219,9 @@ class Daemon:
                 start(reconciler.run())
             start(Reconciler("gateway's records", gateway.pull).run())
             start(sampler.run())
+            start(Reconciler("upkeep", Upkeep(home, config.logs).step, interval_seconds=UPKEEP_SECONDS).run())
             start(watch_loop())
+            start(_record_events(device_events, store))
             start(watch_clock(on_clock_set))
             serving = loop.create_task(http.serve(sockets=[listener]))
             serving.add_done_callback(lambda _: self._closing.set())
@@ -211,9 +234,15 @@ class Daemon:
         log.info("stokerd ends")
 
     def _host(
-        self, inventory: Inventory, owners: dict[str, str], last_event: int, gateway: GatewayLink, sampler: Sampler
+        self,
+        inventory: Inventory,
+        held: dict[str, list[Lease]],
+        last_event: int,
+        gateway: GatewayLink,
+        sampler: Sampler,
+        limits: str,
     ) -> Host:
-        devices: list[Device] = [d.model_copy(update={"owner": owners.get(d.uuid)}) for d in inventory.devices()]
+        devices = [_with_leases(d, held.get(d.uuid, [])) for d in inventory.devices()]
         figures: dict[str, Any] = sampler.host()
         return Host(
             hostname=platform.node(),
@@ -225,10 +254,32 @@ class Daemon:
             gateway_phase=gateway.phase,
             gateway_message=gateway.message,
             last_event_id=last_event,
+            limits=limits,
             devices=devices,
             devices_message=inventory.message,
             **figures,
         )
+
+
+def _with_leases(device: Device, held: list[Lease]) -> Device:
+    owner = ", ".join(lease.owner for lease in held) or None
+    return device.model_copy(update={"owner": owner, "leases": held})
+
+
+async def _record_events(queue: asyncio.Queue[DeviceEvent], store: Store) -> None:
+    """Keep what the inventory tells as events of kind ``device``; while the disk says no, they wait."""
+    while True:
+        event = await queue.get()
+        while True:
+            try:
+                await store.write(partial(_record_event, event=event))
+                break
+            except Unavailable:
+                await asyncio.sleep(1.0)
+
+
+def _record_event(tx: Transaction, event: DeviceEvent) -> None:
+    tx.record("device", event.uuid, event.reason, event.message, index=event.index, **event.data)
 
 
 @asynccontextmanager
@@ -256,7 +307,7 @@ def _library(home: Home) -> Path:
     return folder
 
 
-async def _end_all(supervisor: Supervisor) -> None:
+async def end_all(supervisor: Supervisor) -> None:
     """End every supervised process, and wait until it is gone."""
     for process in supervisor.ids():
         try:

@@ -44,6 +44,10 @@ class DevicesConfig(Strict):
         default={}, description="other modes of single GPUs, by index or UUID"
     )
 
+    def mode_of(self, index: int, uuid: str) -> Literal["shared", "exclusive"]:
+        """The mode of one GPU."""
+        return self.modes.get(uuid, self.modes.get(str(index), self.mode))
+
 
 class LogsConfig(Strict):
     """Bounds of the logs of runs, replicas and the gateway."""

@@ -128,6 +128,11 @@ def _event_params(after: int, follow: bool, kind: str | None, name: str | None) 
     return params | {k: v for k, v in (("kind", kind), ("name", name)) if v is not None}
 
 
+def _log_start(response: httpx.Response, asked: int) -> int | None:
+    told = response.headers.get("x-stoker-offset")
+    return int(told) if told is not None else asked if asked >= 0 else None
+
+
 def parse_event(data: str) -> Event:
     """Read an event from an SSE message's data."""
     try:
@@ -213,9 +218,7 @@ class Client:
             if not response.is_success:
                 response.read()
                 _raise_for(response)
-            told = response.headers.get("x-stoker-offset")
-            start = int(told) if told is not None else offset if offset >= 0 else None
-            yield start, response.iter_raw()
+            yield _log_start(response, offset), response.iter_raw()
 
     def log(self, kind: str, name: str, *, offset: int = 0, follow: bool = False) -> Generator[bytes, None, None]:
         """The log of a run, a replica or the gateway (both names ``gateway``) from *offset* (bytes) on.
@@ -268,16 +271,14 @@ class AsyncClient:
                     yield parse_event(message.data)
         raise DaemonUnreachable(f"the daemon on {self.socket} closed the stream of events.")
 
-    async def log(self, kind: str, name: str, *, offset: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
-        """The log of a run, a replica or the gateway (both names ``gateway``) from *offset* (bytes) on.
-
-        With *follow*, until whatever writes it has ended.
-        """
-        async with self._stream(
-            path_of("logs", kind, name), {"offset": offset, "follow": follow}, _FOREVER
-        ) as response:
-            async for chunk in response.aiter_raw():
-                yield chunk
+    @asynccontextmanager
+    async def open_log(
+        self, kind: str, name: str, *, offset: int = 0, follow: bool = False
+    ) -> AsyncIterator[tuple[int | None, AsyncIterator[bytes]]]:
+        """As `Client.open_log`."""
+        params = {"offset": offset, "follow": follow}
+        async with self._stream(path_of("logs", kind, name), params, _FOREVER) as response:
+            yield _log_start(response, offset), response.aiter_raw()
 
     @asynccontextmanager
     async def _stream(self, path: str, params: dict[str, Any], timeout: httpx.Timeout) -> AsyncIterator[httpx.Response]:

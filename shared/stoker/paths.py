@@ -52,6 +52,11 @@ class Home:
         return self.root / "runs"
 
     @property
+    def replicas(self) -> Path:
+        """A folder for each replica, with its log."""
+        return self.root / "replicas"
+
+    @property
     def content(self) -> Path:
         """Content-addressed files of datasets, code and model versions."""
         return self.root / "content"

@@ -266,19 +266,21 @@ class Store:
             await self._back.wait()
 
     async def log(self, kind: str, name: str, is_over: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """A log from its first byte on, each byte once, whatever becomes of the daemon meanwhile.
+        """A log from its first byte that is kept on, each byte once, whatever becomes of the daemon meanwhile.
 
-        Ends when the log was read to its end after *is_over* said that nothing will be written any more.
+        Ends when the log was read to its end after *is_over* said that nothing will be written any more. A stream that
+        brought something may have ended where bytes were dropped: then more may stand behind that.
         """
         offset = 0
         while True:
             over = is_over()
             try:
-                async with owned(self.client.log(kind, name, offset=offset, follow=True)) as stream:
+                async with self.client.open_log(kind, name, offset=offset, follow=True) as (start, stream):
+                    offset = begin = offset if start is None else start
                     async for chunk in stream:
                         offset += len(chunk)
                         yield chunk
-                if over:
+                if over and offset == begin:
                     return
             except NotFound:
                 if over:

@@ -132,7 +132,9 @@ class Runs:
         if busy >= self._concurrent:
             why = f"{busy} run(s) are going on; the limit is {self._concurrent}."
         else:
-            devices, why = leases.find(tx, self._inventory.devices(), run.spec.devices)
+            devices, why = leases.find(
+                tx, self._inventory.devices(), leases.Request(run.spec.devices, run.spec.device_memory)
+            )
             if not why:
                 run.devices = devices
                 run.state = Running(process=f"{PROCESS_PREFIX}{name}-{run.attempt}", started_at=now())

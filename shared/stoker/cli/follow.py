@@ -47,17 +47,22 @@ class Follower:
             self._await_daemon()
 
     def log(self, kind: str, name: str, offset: int, is_over: Callable[[], bool]) -> Generator[bytes, None, None]:
-        """The log from byte *offset* on, until it ends and *is_over* agrees: a daemon that stops ends streams too."""
+        """The log from byte *offset* on, until it ends and *is_over* agrees: a daemon that stops ends streams too.
+
+        So does a place from which bytes are no longer kept; the next stream begins behind it, and the gap is told.
+        """
         has_begun = was_over = False
         while True:
             try:
                 with self.client.open_log(kind, name, offset=offset, follow=True) as (start, stream):
+                    if has_begun and start is not None and start > offset and not self.is_quiet:
+                        note(f"stoker: {start - offset} bytes of this log were dropped before they could be read")
                     has_begun = True
-                    offset = offset if start is None else start
+                    offset = begin = offset if start is None else start
                     for chunk in stream:
                         offset += len(chunk)
                         yield chunk
-                if was_over:
+                if was_over and offset == begin:
                     return
                 # It may have been written to between the stream's end and this question: then read once more.
                 was_over = self.steadily(is_over)
