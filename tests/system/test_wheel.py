@@ -51,7 +51,13 @@ def test_the_wheel_holds_all_three_packages_and_their_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for source in ("shared/stoker", "daemon/stokerd", "tui/stoker_tui"):
         root = ROOT / source
-        for file in [*root.rglob("*.py"), *root.rglob("*.tcss"), *root.rglob("*.mako"), *root.rglob("py.typed")]:
+        for file in [
+            *root.rglob("*.py"),
+            *root.rglob("*.tcss"),
+            *root.rglob("*.mako"),
+            *root.rglob("*.in"),
+            *root.rglob("py.typed"),
+        ]:
             name = file.relative_to(root.parent).as_posix()
             assert name in names, f"the wheel lacks {name}"
     assert not [name for name in names if name.startswith("tests/")]

@@ -22,7 +22,7 @@ from stoker.errors import Internal, StokerError
 
 EXIT_INTERRUPTED = 130
 
-# verb: (group in the help, first sentence of its own help); the module has the verb's name
+# verb: (group in the help, first sentence of its own help); the module has the verb's name, with _ for -
 VERBS = {
     "status": ("See", "Show the host, the gateway, deployments, runs and rollouts on one page."),
     "get": ("See", "List resources of a kind, or show one with its recent events."),
@@ -38,6 +38,11 @@ VERBS = {
     "alias": ("Serve", "Let an alias of a model point to a version, or remove it."),
     "rollout": ("Serve", "Bring a deployment to another version, step by step."),
     "chat": ("Serve", "Talk to a deployment through the gateway."),
+    "doctor": ("Host", "Look whether this host has what Stoker needs, and say what to do where it has not."),
+    "install-service": (
+        "Host",
+        "Let systemd run the daemon: write its unit, hardened, with a watchdog; again to bring it up to date.",
+    ),
 }
 
 EPILOG = """\b
@@ -73,7 +78,7 @@ class _Verbs(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in VERBS:
             return None
-        command = typer.main.get_command(importlib.import_module(f"stoker.cli.{cmd_name}").app)
+        command = typer.main.get_command(importlib.import_module(f"stoker.cli.{cmd_name.replace('-', '_')}").app)
         command.name = cmd_name
         return command
 

@@ -19,6 +19,7 @@ from stoker.errors import NotFound, StokerError
 from stoker.types.base import Resource, now
 from stoker.types.events import Event
 from stoker.types.host import Host
+from tests.harness import DEADLINE
 
 Answer = Callable[[dict[str, Any]], Any]
 _LOOK_SECONDS = 0.01
@@ -72,7 +73,7 @@ class StandIn:
             return any(name == call and query.items() <= asked.items() for name, asked, _ in self.calls)
 
         with self._called:
-            assert self._called.wait_for(is_there, timeout=20), f"nobody asked {call}"
+            assert self._called.wait_for(is_there, timeout=DEADLINE), f"nobody asked {call}"
 
     def start(self) -> None:
         """Listen and serve, in a thread."""
@@ -80,7 +81,7 @@ class StandIn:
         app = FastAPI()
         app.add_api_route("/{rest:path}", self._answer, methods=["GET", "POST", "PUT", "DELETE"], response_model=None)
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, ws="none", loop="asyncio", timeout_graceful_shutdown=1
+            app, lifespan="off", log_config=None, ws="none", loop="asyncio", timeout_graceful_shutdown=int(DEADLINE)
         )
         self._server = uvicorn.Server(config)
         self.path.unlink(missing_ok=True)
@@ -101,7 +102,7 @@ class StandIn:
         assert self._thread is not None
         self.closing.set()
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
         self.path.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stoker.cli.main import VERBS
+from tests.harness import DEADLINE
 from tests.unit.cli import samples
 from tests.unit.cli.conftest import Stoker
 from tests.unit.cli.stand_in import StandIn
@@ -34,7 +35,8 @@ def test_each_verb_has_help_with_examples(stoker: Stoker, verb: str) -> None:
         assert page.code == 0
         assert f"Examples:\n    stoker {verb}" in page.out
     if verb != "rollout":
-        said = getattr(importlib.import_module(f"stoker.cli.{verb}"), verb).__doc__
+        name = verb.replace("-", "_")
+        said = getattr(importlib.import_module(f"stoker.cli.{name}"), name).__doc__
         assert said.splitlines()[0] == VERBS[verb][1]
 
 
@@ -105,7 +107,7 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(daemon: StandIn) -> No
         process.stdout.close()
         daemon.keep(samples.job(), event="JobChanged")
         daemon.keep(samples.job(), event="JobChanged")
-        assert process.wait(20) == 141
+        assert process.wait(DEADLINE) == 141
         assert process.stderr.read() == b""
 
 
@@ -117,7 +119,7 @@ def test_ctrl_c_while_waiting_detaches_from_the_run(daemon: StandIn) -> None:
     ) as process:
         daemon.wait_for("GET /v1/events")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, out) == (130, b"run/tune-1 queued\n")
     assert b"detached; run tune-1 goes on" in err
     assert b"Traceback" not in err
