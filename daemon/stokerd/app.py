@@ -181,6 +181,7 @@ class Daemon:
             )
             await store.write(lambda tx: tx.record("host", platform.node(), "ClockSet", message, seconds=seconds))
             await schedules.clock_was_set(seconds)
+            await controller.clock_was_set()
             poke()
 
         api = server.build(

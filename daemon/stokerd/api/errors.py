@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 from fastapi import FastAPI, Request
@@ -9,9 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from stoker.errors import Internal, Invalid, NotFound, StokerError
+from stoker.errors import Internal, Invalid, NotFound, StokerError, Unavailable
 
 log = logging.getLogger(__name__)
+_SHORTAGES = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EAGAIN}
+)
 
 
 def _answer(error: StokerError, status: int | None = None) -> JSONResponse:
@@ -37,6 +41,15 @@ def install(app: FastAPI) -> None:
             return _answer(NotFound(f"there is nothing at {request.url.path}.", "See /openapi.json.", code="no-route"))
         sentence = f"{request.method} {request.url.path}: {error.detail}."
         return _answer(Invalid(sentence, "See /openapi.json.", code="bad-request"), error.status_code)
+
+    @app.exception_handler(OSError)
+    async def _os(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in _SHORTAGES:
+            return await _bug(request, error)
+        log.warning("%s %s can't be served: %s", request.method, request.url.path, error)
+        sentence = f"{request.method} {request.url.path} can't be served now: {error.strerror}."
+        hint = "Free disk space, memory or open files (see `ulimit -n`) of the daemon, then ask again."
+        return _answer(Unavailable(sentence, hint, code="host-exhausted"))
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -65,6 +65,17 @@ class Rollouts:
         await self._move_traffic(rollout)
         return rollout
 
+    async def clock_was_set(self) -> None:
+        """Start the steps that are on anew: requests are told from earlier ones by the time at which they began."""
+
+        def save(tx: Transaction) -> None:
+            for rollout in tx.all(Rollout, phase={"stepping", "paused"}):
+                assert isinstance(rollout.state, Stepping | Paused)
+                rollout.state = rollout.state.model_copy(update={"since": now()})
+                tx.save(rollout)
+
+        await self._store.write(save)
+
     async def step(self) -> None:
         """Look at each active rollout once, and take its next step."""
         for rollout in await self._store.read(lambda q: q.all(Rollout, phase=ACTIVE_PHASES)):
@@ -86,6 +97,8 @@ class Rollouts:
         rollout.candidate_errors = await self._count_errors(rollout)
         saved = await self._store.write(lambda tx: self._keep_state(tx, rollout, state, facts.verdict))
         if saved:
+            if isinstance(state, Stepping):
+                self._elapsed.since(rollout.name, state.since)  # counted from now on, whatever the clock is set to
             await self._move_traffic(rollout)
 
     def _judge(

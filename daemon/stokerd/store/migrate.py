@@ -60,7 +60,7 @@ def _revision(path: Path, backups: Path) -> str | None:
         with closing(sqlite3.connect(path)) as connection:
             (healthy,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if healthy != "ok":
-                raise sqlite3.DatabaseError(healthy)
+                raise sqlite3.DatabaseError(" ".join(healthy.split()))
             known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
     except sqlite3.OperationalError as error:
@@ -86,6 +86,8 @@ def _back_up(path: Path, backups: Path, revision: str) -> Path:
     backups.mkdir(parents=True, exist_ok=True)
     target = backups / f"state-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{revision}.db"
     partial = target.with_suffix(".partial")
+    for killed in backups.glob("state-*.partial"):  # half of one that a kill cut off
+        killed.unlink()
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)

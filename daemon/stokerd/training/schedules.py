@@ -7,6 +7,7 @@ its row and firings missed since that moment are made up for by the schedule's m
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -45,8 +46,11 @@ def trigger_of(spec: ScheduleSpec, start: datetime) -> BaseTrigger:
                 "Expected five fields: minute hour day-of-month month day-of-week, e.g. '0 3 * * *'.",
             ) from error
     if spec.interval is not None:
+        every = max(round(spec.interval), 1)
         first = start + timedelta(seconds=spec.interval)
-        return IntervalTrigger(seconds=max(round(spec.interval), 1), start_date=first, timezone=zone)
+        if start > now():  # the clock was set back since: the same beat, but from now on and not from then
+            first -= timedelta(seconds=every) * math.ceil((first - now()) / timedelta(seconds=every))
+        return IntervalTrigger(seconds=every, start_date=first, timezone=zone)
     return DateTrigger(spec.date, timezone=zone)
 
 
