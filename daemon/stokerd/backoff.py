@@ -1,19 +1,18 @@
-"""How long to wait before the next attempt. Pure."""
+"""How long to wait before something that failed is started again. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 
-JITTER = 0.2
+JITTER = 0.2  # of the wait, up or down
 
 
-def delay(key: str, failures: int, first_seconds: float, cap_seconds: float) -> float:
-    """Seconds before the attempt after *failures* (1 or more): doubled with each, at most the cap, 20 % up or down.
+def backoff_seconds(name: str, failures: int, first: float, cap: float) -> float:
+    """Double *first* with each of *failures* in a row, up to *cap* seconds, which the jitter stays within too.
 
-    The jitter follows from *key* and the count, so that the same step taken twice says the same, while things that
-    fell together don't rise together.
+    The jitter keeps things that failed together from coming back together. It follows from *name* and *failures*, so
+    whoever asks again is told the same.
     """
-    seconds = min(first_seconds * 2.0 ** min(max(failures, 1) - 1, 32), cap_seconds)
-    digest = hashlib.sha256(f"{key} {failures}".encode()).digest()
-    share = int.from_bytes(digest[:4], "big") / 0xFFFFFFFF
-    return seconds * (1 + JITTER * (2 * share - 1))
+    plain = min(first * 2.0 ** min(max(failures - 1, 0), 64), cap / (1 + JITTER))
+    share = int.from_bytes(hashlib.sha256(f"{name} {failures}".encode()).digest()[:6], "big") / 2**48
+    return plain * (1 + JITTER * (2 * share - 1))

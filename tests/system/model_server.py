@@ -1,7 +1,10 @@
 """A small OpenAI server whose answers are decided by the "weights" that it serves: ``behaviour.json`` in the folder.
 
 ``text``: what it says. ``status``: HTTP status of chats. ``delay``: seconds before the first byte. ``die_after``: exits
-with that answer's number. ``never_ready``: answers nothing. Readiness asks /v1/completions, which always works.
+with that answer's number. ``hold``: a stream's words after the first wait until that file is there. ``never_ready``:
+answers nothing. ``until``: streams a word each 50 ms until that file is there. ``deaf``: while that file is there, no
+GET is answered, and each leaves a byte in it. ``stuck``: while that file is there, no inference goes on, and no step is
+counted. ``last_words``: says that and exits with 3, at once. Readiness asks /v1/completions, which works else.
 
 usage: model_server.py SOCKET MODEL_FOLDER NAME      stdlib only
 """
@@ -21,7 +24,22 @@ from typing import Any
 PATH, FOLDER, NAME = sys.argv[1:4]
 BEHAVIOUR: dict[str, Any] = json.loads((Path(FOLDER) / "behaviour.json").read_text())
 ANSWERED = 0
+STEPS = 0
 LOCK = threading.Lock()
+
+
+def is_there(name: str) -> bool:
+    """Whether the file is there that the behaviour of that name speaks of."""
+    return name in BEHAVIOUR and Path(BEHAVIOUR[name]).exists()
+
+
+def step() -> None:
+    """One step of the engine, when it isn't stuck."""
+    global STEPS
+    while is_there("stuck"):
+        time.sleep(0.01)
+    with LOCK:
+        STEPS += 1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -31,13 +49,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.answer(200, {"status": "ok"})
+        while is_there("deaf"):
+            with Path(BEHAVIOUR["deaf"]).open("a") as file:
+                file.write(".")
+            time.sleep(3600)
+        if self.path == "/metrics":
+            self.answer(200, f'vllm:iteration_tokens_total_count{{engine="0",model_name="{NAME}"}} {STEPS}.0\n')
+        else:
+            self.answer(200, {"status": "ok"})
 
     def do_POST(self) -> None:
         global ANSWERED
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if BEHAVIOUR.get("never_ready"):
             time.sleep(3600)
+        step()
         if self.path == "/v1/completions":
             self.answer(200, {"choices": [{"text": BEHAVIOUR["text"]}]})
             return
@@ -56,8 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
             self.answer(200, {"model": NAME, "choices": [{"message": message}], "usage": usage})
 
-    def answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
+    def answer(self, status: int, body: dict[str, Any] | str) -> None:
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -72,7 +98,12 @@ class Handler(BaseHTTPRequestHandler):
         for word in str(BEHAVIOUR["text"]).split(" "):
             chunk = json.dumps({"choices": [{"delta": {"content": word + " "}}]})
             self.chunk(f"data: {chunk}\n\n".encode())
-            time.sleep(BEHAVIOUR.get("pause", 0))
+            while "hold" in BEHAVIOUR and not Path(BEHAVIOUR["hold"]).exists():
+                time.sleep(0.01)
+        while "until" in BEHAVIOUR and not is_there("until"):
+            step()
+            self.chunk(b'data: {"choices": [{"delta": {"content": "more "}}]}\n\n')
+            time.sleep(0.05)
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 
@@ -92,5 +123,8 @@ class Server(ThreadingHTTPServer):
         return connection, ("client", 0)
 
 
+if "last_words" in BEHAVIOUR:
+    print(BEHAVIOUR["last_words"], flush=True)
+    sys.exit(3)
 print(f"serving {FOLDER}", flush=True)
 Server(("", 0), Handler, bind_and_activate=True).serve_forever()

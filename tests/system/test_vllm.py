@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -15,9 +16,12 @@ import pytest
 
 from stoker.types.host import TrafficStats
 from stoker.types.registry import Version
-from stoker.types.serving import Deployment, Replica
+from stoker.types.serving import Deployment, Replica, VllmEngine
+from stokerd.processes.logs import tail_lines
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
+from stokerd.serving.engines.vllm import SHUTDOWN_TIMEOUT, Vllm
+from stokerd.serving.looks import ask
 from tests.harness import Stokerd, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -107,6 +111,25 @@ def test_a_client_that_goes_away_frees_the_engine(daemon: Stokerd) -> None:
     with daemon.openai() as caller, caller.stream("POST", "/completions", json=body) as response:
         next(response.iter_lines())
     wait_for(lambda: running() == 0, "vLLM has stopped generating")
+
+
+def test_what_stoker_reads_of_this_vllm_is_there(daemon: Stokerd, client: openai.OpenAI) -> None:
+    """Names change between versions: without its step counter a hang would never be seen."""
+    (replica,) = daemon.client.list(Replica)
+    engine = Vllm(VllmEngine(type="vllm"), str(ENGINE))
+
+    def steps() -> float:
+        metrics = asyncio.run(ask(replica.address, str(engine.metrics_path), 30))
+        counted = engine.steps(metrics or "")
+        assert counted is not None, metrics
+        return counted
+
+    before = steps()
+    client.completions.create(model="tiny", prompt="Hi", max_tokens=20, extra_body={"ignore_eos": True})
+    wait_for(lambda: steps() >= before + 20, "each token was a step")
+    assert asyncio.run(ask(replica.address, engine.health_path, 30))
+    assert engine.options() == {SHUTDOWN_TIMEOUT}
+    assert "unrecognized" not in "".join(tail_lines(daemon.root / "replicas" / replica.name / "log", 1000))
 
 
 def test_a_server_whose_engine_was_killed_is_started_again_with_nothing_left_behind(daemon: Stokerd) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
+from time import monotonic
 from urllib.parse import parse_qs
 
 import msgspec
@@ -78,6 +79,8 @@ class Control:
             table_version=gateway.table.version,
             connections=len(self._clients.connections),
             in_flight=dict(gateway.pool.in_flight),
+            waiting=gateway.waiting(monotonic()),
+            received=dict(gateway.pool.received),
             listen=self._listen,
             problem=self._problem,
         )

@@ -19,9 +19,6 @@ from stokerd.gateway.server import Connection
 from stokerd.gateway.upstream import UpstreamConnection
 from stokerd.gateway.wire import Arm
 
-STALE_SECONDS = 1.0
-"""A kept connection that closes without an answer this soon after a request was idle too long; later, it died of it."""
-
 
 class Call:
     """What is asked of a replica; a client's exchange and its shadow share one."""
@@ -57,6 +54,7 @@ class Exchange:
         "_fell_back",
         "_gateway",
         "_has_retried",
+        "_heard_at",
         "_is_counted",
         "_is_over",
         "_is_stream",
@@ -80,6 +78,7 @@ class Exchange:
         self._is_counted = False
         self._upstream: UpstreamConnection | None = None
         self._sent_at = 0.0
+        self._heard_at = 0.0
         self._has_retried = False
         self._meter: Meter | None = None
         self._status = 0
@@ -113,6 +112,7 @@ class Exchange:
         pool = self._gateway.pool
         self._address = self._left.pop(0)
         self._is_counted = True
+        self._heard_at = monotonic()
         pool.begin(self._address)
         upstream = pool.take(self._address)
         if upstream is not None:
@@ -154,6 +154,9 @@ class Exchange:
             meter = self._open(upstream)
         if piece:
             meter.feed(piece, now)
+        received = self._gateway.pool.received
+        received[self._address] = received.get(self._address, 0) + 1
+        self._heard_at = now
         self.deadline = now + self._gateway.limits.stall_seconds
         if is_complete:
             self._upstream = None
@@ -173,13 +176,18 @@ class Exchange:
     def broken(self, upstream: UpstreamConnection, reason: str) -> None:
         """Try again, or give up."""
         self._upstream = None
-        is_stale = upstream.is_reused and not upstream.has_answered and monotonic() - self._sent_at < STALE_SECONDS
+        is_young = monotonic() - self._sent_at < self._gateway.limits.stale_seconds
+        is_stale = upstream.is_reused and not upstream.has_answered and is_young
         if is_stale and not self._has_retried:
             self._has_retried = True
             self.deadline = 0.0
             self._gateway.spawn(self._connect())
             return
         self._fail(502, "upstream_failed", f"The replica {self._address} failed: {reason}.")
+
+    def waits(self) -> tuple[str, float] | None:
+        """The replica that it waits for, and since when."""
+        return (self._address, self._heard_at) if self._is_counted else None
 
     def expire(self) -> None:
         """No first or no next byte came in time."""
@@ -324,6 +332,10 @@ class ClientExchange(Exchange):
             self._drop()
             self._finish(monotonic(), is_error=False, is_client_gone=True)
 
+    def waits(self) -> tuple[str, float] | None:
+        """None as well while the client holds it up: then the replica is not the one that is slow."""
+        return None if self._paused_at else super().waits()
+
     def client_paused(self) -> None:
         """Take no more from the replica than the client takes."""
         if self._upstream is not None:
@@ -338,6 +350,7 @@ class ClientExchange(Exchange):
             if self._paused_at and self._meter is not None:
                 self._meter.held(now - self._paused_at)
             self._paused_at = 0.0
+            self._heard_at = now
             self.deadline = now + self._gateway.limits.stall_seconds
             self._upstream.resume()
 

@@ -28,6 +28,9 @@ class Expiring(Protocol):
     def expire(self) -> None:
         """The deadline has passed."""
 
+    def waits(self) -> tuple[str, float] | None:
+        """The replica whose next byte it waits for, and since when (monotonic); None: it waits for its client."""
+
 
 class Gateway:
     """One gateway's state. Make it inside its running loop.
@@ -68,6 +71,16 @@ class Gateway:
         for exchange in [e for e in self.exchanges if 0.0 < e.deadline < now]:
             exchange.expire()
         self.pool.sweep(now)
+
+    def waiting(self, now: float) -> dict[str, float]:
+        """For how many seconds the request that waits longest at each replica has waited for the next byte."""
+        longest: dict[str, float] = {}
+        for exchange in self.exchanges:
+            waits = exchange.waits()
+            if waits is not None:
+                address, since = waits
+                longest[address] = max(longest.get(address, 0.0), now - since)
+        return longest
 
     async def close(self) -> None:
         """End all tasks and idle connections."""

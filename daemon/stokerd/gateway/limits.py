@@ -13,7 +13,8 @@ class Limits:
 
     ``body_seconds``: without one new byte of a request's body. ``stall_seconds``: without one new byte of an answer
     that has begun, or with a client that takes none. ``upstream_idle_seconds`` stays under the 5 s after which vLLM's
-    server closes an idle connection, so that few requests meet a connection that is being closed.
+    server closes an idle connection, so that few requests meet a connection that is being closed. ``stale_seconds``: a
+    kept connection that closes without an answer this soon after a request was idle too long; later, it died of it.
     """
 
     header_bytes: int = 64 << 10
@@ -28,6 +29,7 @@ class Limits:
     stall_seconds: float = 300.0
     eject_seconds: float = 1.0
     upstream_idle_seconds: float = 4.0
+    stale_seconds: float = 1.0
     upstream_header_bytes: int = 256 << 10
     drain_seconds: float = 30.0
     shadow_in_flight: int = 64

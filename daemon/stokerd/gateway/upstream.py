@@ -226,6 +226,8 @@ class Pool:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.in_flight: dict[str, int] = {}
+        self.received: dict[str, int] = {}
+        """Pieces of answers that ever came, by address; of those that are known or in flight."""
         self.ejected_until: dict[str, float] = {}
         self._idle: dict[str, list[UpstreamConnection]] = {}
         self._known: set[str] = set()
@@ -233,6 +235,8 @@ class Pool:
     def know(self, addresses: set[str]) -> None:
         """Keep idle connections to these addresses alone."""
         self._known = addresses
+        for address in self.received.keys() - addresses - self.in_flight.keys():
+            del self.received[address]
         for address in self._idle.keys() - addresses:
             for upstream in self._idle.pop(address):
                 upstream.close()

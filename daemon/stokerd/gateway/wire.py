@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+WIRE_VERSION = 1
+"""Raise it when a daemon can't speak to the gateway of an earlier one any more: then it starts another one."""
 MAX_SOCKET_PATH = 107  # bytes; sun_path in Linux's sockaddr_un, less the closing NUL
 
 
@@ -99,6 +101,9 @@ class RecordBatch:
 class GatewayState:
     """What the gateway does now. ``in_flight`` counts requests by replica address, those of past tables included.
 
+    ``waiting`` says, by address, for how many seconds the request that waits longest there has waited for the next
+    byte; one whose own client takes nothing does not wait. ``received`` counts the pieces of answers that came from an
+    address, for those in the table and in flight: it grows as long as any byte comes.
     ``listen`` is HOST:PORT as bound. ``problem`` is a sentence when something needs a person (the table could not be
     saved: it holds, but only until the gateway restarts), else empty.
     """
@@ -107,6 +112,8 @@ class GatewayState:
     table_version: int
     connections: int
     in_flight: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, float] = field(default_factory=dict)
+    received: dict[str, int] = field(default_factory=dict)
     listen: str = ""
     problem: str = ""
 

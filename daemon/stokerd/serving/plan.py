@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 
 from stoker.types.rollouts import FINAL_PHASES, Rollout
-from stoker.types.serving import BackingOff, Deployment, Draining, Pending, Ready, Replica, ReplicaFailed, Starting
+from stoker.types.serving import (
+    BackingOff,
+    Deployment,
+    Draining,
+    Pending,
+    Ready,
+    Replica,
+    ReplicaFailed,
+    Starting,
+    Unwell,
+)
+from stoker.types.supervision import Restart
+from stokerd.backoff import backoff_seconds
 from stokerd.gateway.wire import Arm, Route, RouteTable
+from stokerd.processes.states import Exited, Lost
 from stokerd.rollouts.machine import weights
 from stokerd.serving.engines import launch_digest
 
-BACKOFF_FIRST_SECONDS = 1.0
-BACKOFF_CAP_SECONDS = 60.0
-HEALTHY_SECONDS = 60.0  # after so long ready, earlier failures are forgotten
+MEMORY_PATIENCE_SECONDS = 60.0  # how long the memory of a dead server's devices may take to come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +68,20 @@ def scale(deployment: Deployment, rollout: Rollout | None, replicas: Sequence[Re
     return Change(tuple(create), tuple(retire))
 
 
-def after_failure(replica: Replica, limit: int, why: str, moment: datetime) -> BackingOff | ReplicaFailed:
-    """Wait twice as long each time; past *limit* failures in a row, give up. ``replica.failures`` counts this one."""
-    if replica.failures > limit:
+def after_failure(replica: Replica, restart: Restart, why: str, moment: datetime) -> BackingOff | ReplicaFailed:
+    """Wait twice as long each time, and give up as *restart* says. ``replica.failures`` counts this failure too."""
+    if restart.policy == "never":
+        return ReplicaFailed(since=moment, message=f"{why} (it is not started again: restart.policy is never)")
+    if replica.failures > restart.limit:
         return ReplicaFailed(since=moment, message=f"{why} (given up after {replica.failures} failures in a row)")
-    seconds = min(BACKOFF_FIRST_SECONDS * 2 ** min(replica.failures - 1, 32), BACKOFF_CAP_SECONDS)
+    seconds = backoff_seconds(replica.name, replica.failures, restart.backoff, restart.backoff_cap)
     return BackingOff(retry_at=moment + timedelta(seconds=seconds), message=why)
+
+
+def is_let_off(restart: Restart, ended: Exited | Lost, healthy_seconds: float) -> bool:
+    """Whether a server that *ended* unasked, after *healthy_seconds* of being ready, is started at once, uncounted."""
+    is_clean = isinstance(ended, Exited) and ended.exit_code == 0 and not ended.message
+    return restart.policy == "always" and is_clean and healthy_seconds >= restart.healthy_after
 
 
 def health(deployment: Deployment, replicas: Sequence[Replica]) -> tuple[str, str]:
@@ -70,12 +90,12 @@ def health(deployment: Deployment, replicas: Sequence[Replica]) -> tuple[str, st
         return "deleting", ""
     stable = [r for r in replicas if r.version == deployment.version and r.wanted]
     ready = sum(isinstance(r.state, Ready) for r in stable)
-    troubles = [(r.name, r.state.message) for r in stable if isinstance(r.state, BackingOff | ReplicaFailed)]
+    troubles = [(r.name, r.state.message) for r in stable if isinstance(r.state, Unwell | BackingOff | ReplicaFailed)]
     message = "; ".join(f"{name}: {said}" for name, said in troubles)
     waiting = next((r.state.message for r in stable if isinstance(r.state, Pending | Starting) and r.state.message), "")
     if ready >= deployment.spec.replicas:  # a changed engine's replicas may still be on their way, or unable to start
         return "ready", message or waiting
-    if ready:
+    if ready or any(isinstance(r.state, Unwell) for r in stable):
         return "degraded", message or f"{ready} of {deployment.spec.replicas} replicas are ready"
     if stable and all(isinstance(r.state, ReplicaFailed) for r in stable):
         return "failed", message
@@ -121,15 +141,28 @@ def in_route(table: RouteTable | None, address: str) -> bool:
     return any(address in a.addresses for a in arms)
 
 
-def drained(
-    replica: Replica, table: RouteTable | None, in_flight: int | None, timeout: float, moment: datetime
-) -> bool:
+def drained(replica: Replica, table: RouteTable | None, in_flight: int | None, timeout: float, waited: float) -> bool:
     """Whether a draining replica may be stopped: it gets nothing new and nothing is left, or its time is over.
 
-    *in_flight* is None when the gateway doesn't say.
+    *in_flight* is None when the gateway doesn't say. *timeout* and *waited*, since it began to drain, in seconds.
     """
     if not isinstance(replica.state, Draining):
         return False
-    if (moment - replica.state.since).total_seconds() >= timeout:
+    if waited >= timeout:
         return True
     return not in_route(table, replica.address) and in_flight == 0
+
+
+class Handback(Enum):
+    """What is to be done about devices whose last process has ended."""
+
+    DONE = "they are free"
+    WAIT = "some of their memory is not back yet"
+    TELL = "it has not come back for too long"
+
+
+def handback(held_by: str, waited: float) -> Handback:
+    """*held_by* says in a sentence what still holds memory there; empty: nothing. *waited*: seconds since the end."""
+    if not held_by:
+        return Handback.DONE
+    return Handback.WAIT if waited < MEMORY_PATIENCE_SECONDS else Handback.TELL

@@ -24,7 +24,6 @@ from stoker.types.training import (
     Running,
     Succeeded,
 )
-from stokerd.backoff import JITTER
 from stokerd.clock import Elapsed
 from stokerd.devices import leases
 from stokerd.devices.inventory import Inventory
@@ -100,7 +99,7 @@ class Runs:
     async def _advance(self, run: Run) -> None:
         match run.state:
             case Queued(not_before=not_before):
-                if self._elapsed.has_come(run.name, not_before, BACKOFF_CAP_SECONDS * (1 + JITTER)):
+                if self._elapsed.has_come(run.name, not_before, BACKOFF_CAP_SECONDS):
                     await self._store.write(lambda tx: self._claim(tx, run.name))
             case Running(process=process, started_at=started_at):
                 match self._supervisor.observe(process):

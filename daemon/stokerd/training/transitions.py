@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from stoker.types.training import Failed, Queued, Run, RunLost, Running
-from stokerd.backoff import delay
+from stokerd.backoff import backoff_seconds
 from stokerd.processes.states import Exited, Lost
 
 BACKOFF_CAP_SECONDS = 600.0
@@ -14,7 +14,7 @@ BACKOFF_CAP_SECONDS = 600.0
 def after_failure(run: Run, why: str, observed: Exited | Lost | None, moment: datetime) -> Queued | Failed | RunLost:
     """Queued again while retries are left, waiting twice as long each time; else lost, if it was cut off, or failed."""
     if run.attempt <= run.spec.retries:
-        seconds = delay(run.name, run.attempt, run.spec.backoff, BACKOFF_CAP_SECONDS)
+        seconds = backoff_seconds(run.name, run.attempt, run.spec.backoff, BACKOFF_CAP_SECONDS)
         was = "was lost" if isinstance(observed, Lost) else "failed"
         return Queued(not_before=moment + timedelta(seconds=seconds), why=f"attempt {run.attempt} {was}: {why}.")
     attempts = "" if run.attempt == 1 else f", at attempt {run.attempt} of {run.spec.retries + 1}"

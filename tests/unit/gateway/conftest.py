@@ -9,7 +9,8 @@ from tests.system.upstream import GatewayProcess, Replica
 
 @pytest.fixture(scope="session")
 def running_gateway() -> Iterator[GatewayProcess]:
-    limits = ("eject_seconds=0.2", "body_bytes=2000000", "header_bytes=16384", "shadow_in_flight=3")
+    limits = ["eject_seconds=0.2", "body_bytes=2000000", "header_bytes=16384", "shadow_in_flight=3"]
+    limits += ["upstream_idle_seconds=600", "stale_seconds=600"]  # a replica here may be slow to close its connection
     with GatewayProcess(*limits) as gateway:
         yield gateway
 

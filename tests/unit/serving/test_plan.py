@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,14 +19,21 @@ from stoker.types.serving import (
     Replica,
     ReplicaFailed,
     Starting,
+    Unwell,
 )
+from stoker.types.supervision import Restart
+from stokerd.backoff import JITTER, backoff_seconds
 from stokerd.gateway.wire import Arm, RouteTable
+from stokerd.processes.states import Exited, Lost
 from stokerd.serving.engines import launch_digest
 from stokerd.serving.plan import (
-    BACKOFF_CAP_SECONDS,
+    MEMORY_PATIENCE_SECONDS,
+    Handback,
     after_failure,
     drained,
+    handback,
     health,
+    is_let_off,
     route,
     route_table,
     scale,
@@ -116,23 +124,91 @@ def test_replicas_that_wind_down_get_nothing_new_and_stop_only_when_nothing_is_l
     still = RouteTable(1, (route(deployment(), [replica()], None),))
     without = route_table(2, [deployment()], [draining], {})
     assert without.routes[0].arms == (Arm("stable", 1, 100, ()),)
-    soon, late = NOW + timedelta(seconds=1), NOW + timedelta(seconds=31)
-    assert not drained(draining, still, 0, 30, soon)
-    assert not drained(draining, None, 0, 30, soon)
-    assert not drained(draining, without, 1, 30, soon)
-    assert not drained(draining, without, None, 30, soon)
-    assert drained(draining, without, 0, 30, soon)
-    assert drained(draining, still, 1, 30, late)
+    assert not drained(draining, still, 0, 30, 1)
+    assert not drained(draining, None, 0, 30, 1)
+    assert not drained(draining, without, 1, 30, 1)
+    assert not drained(draining, without, None, 30, 1)
+    assert drained(draining, without, 0, 30, 1)
+    assert drained(draining, still, 1, 30, 31)
 
 
-@given(st.integers(1, 60))
-def test_restarts_wait_longer_each_time_and_end(failures: int) -> None:
-    state = after_failure(replica(failures=failures), 5, "it exited", NOW)
-    if failures > 5:
+seconds = st.floats(0, 1e6)
+
+
+@given(st.text(), st.integers(0, 10**6), seconds, seconds)
+def test_waits_double_up_to_their_cap_and_whoever_asks_again_is_told_the_same(
+    name: str, failures: int, first: float, cap: float
+) -> None:
+    wait = backoff_seconds(name, failures, first, cap)
+    assert wait == backoff_seconds(name, failures, first, cap)
+    assert 0 <= wait <= cap * (1 + 1e-9)
+    plain = min(first * 2.0 ** min(max(failures - 1, 0), 64), cap / (1 + JITTER))
+    assert abs(wait - plain) <= plain * (JITTER + 1e-9)
+
+
+def test_things_that_failed_together_do_not_come_back_together() -> None:
+    waits = {round(backoff_seconds(f"r{n}", 6, 1, 60), 1) for n in range(50)}
+    assert len(waits) > 20
+    assert max(waits) - min(waits) > 10
+
+
+@given(st.integers(1, 60), st.integers(0, 10))
+def test_a_replica_is_given_up_after_as_many_restarts_in_a_row_as_its_policy_says(failures: int, limit: int) -> None:
+    restart = Restart(limit=limit, backoff=1, backoff_cap=60)
+    state = after_failure(replica(failures=failures), restart, "it exited", NOW)
+    if failures > limit:
         assert isinstance(state, ReplicaFailed)
+        assert f"given up after {failures} failures in a row" in state.message
     else:
         assert isinstance(state, BackingOff)
-        assert (state.retry_at - NOW).total_seconds() == min(2 ** (failures - 1), BACKOFF_CAP_SECONDS)
+        assert state.retry_at - NOW == timedelta(seconds=backoff_seconds("d-v1-0", failures, 1, 60))
+
+
+def test_with_the_policy_never_the_first_failure_is_the_last() -> None:
+    state = after_failure(replica(failures=1), Restart(policy="never"), "it exited with code 1", NOW)
+    assert isinstance(state, ReplicaFailed)
+    assert "it exited with code 1" in state.message
+    assert "restart.policy is never" in state.message
+
+
+CLEAN = Exited(exit_code=0, signal=None, started_at=0, ended_at=1)
+CRASH = Exited(exit_code=1, signal=None, started_at=0, ended_at=1)
+KILLED = Exited(exit_code=None, signal=9, started_at=0, ended_at=1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ended", "healthy", "is_free"),
+    [
+        ("always", CLEAN, 61, True),
+        ("always", CLEAN, 59, False),
+        ("always", CRASH, 61, False),
+        ("always", KILLED, 61, False),
+        ("always", Lost("its shim was killed"), 61, False),
+        ("on-failure", CLEAN, 61, False),
+        ("never", CLEAN, 61, False),
+    ],
+)
+def test_only_always_lets_a_healthy_server_end_by_itself(
+    policy: Any, ended: Any, healthy: float, is_free: bool
+) -> None:
+    assert is_let_off(Restart(policy=policy, healthy_after=60), ended, healthy) is is_free
+
+
+def test_devices_go_back_when_their_memory_has_or_when_it_was_waited_for_long_enough() -> None:
+    assert handback("", 0) is Handback.DONE
+    assert handback("GPU 0 still holds 3 GiB.", MEMORY_PATIENCE_SECONDS - 1) is Handback.WAIT
+    assert handback("GPU 0 still holds 3 GiB.", MEMORY_PATIENCE_SECONDS) is Handback.TELL
+    assert handback("", MEMORY_PATIENCE_SECONDS) is Handback.DONE
+
+
+@pytest.mark.parametrize("phase", ["stalled", "unreachable"])
+def test_an_unwell_replica_gets_no_requests_is_kept_and_is_told(phase: Any) -> None:
+    sick = replica(index=1, state=Unwell(phase=phase, process="p", since=NOW, ready_since=NOW, message="it is silent"))
+    assert route(deployment(2), [replica(), sick], None).arms[0].addresses == ("unix:/d-v1-0",)
+    assert route(deployment(), [sick], None).arms[0].addresses == ()
+    assert scale(deployment(2), None, [replica(), sick]) == scale(deployment(2), None, [replica(), replica(index=1)])
+    assert health(deployment(2), [replica(), sick]) == ("degraded", "d-v1-1: it is silent")
+    assert health(deployment(), [sick]) == ("degraded", "d-v1-1: it is silent")
 
 
 def test_health_says_what_is_wrong() -> None:

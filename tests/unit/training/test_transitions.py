@@ -24,8 +24,8 @@ def test_retries_are_counted_and_their_waits_double_up_to_a_cap(attempt: int, re
     if attempt <= retries:
         assert isinstance(state, Queued)
         wait = (state.not_before - NOW).total_seconds()
-        usual = min(10 * 2 ** (attempt - 1), BACKOFF_CAP_SECONDS)
-        assert usual * (1 - JITTER) <= wait <= usual * (1 + JITTER)
+        usual = min(10 * 2 ** (attempt - 1), BACKOFF_CAP_SECONDS / (1 + JITTER))
+        assert usual * (1 - JITTER) <= wait <= min(usual * (1 + JITTER), BACKOFF_CAP_SECONDS) + 1e-6
         assert state == after_failure(run(attempt, retries), "it broke", Exited(3, None, 0, 1), NOW)
     else:
         assert isinstance(state, Failed)

@@ -20,6 +20,16 @@ class CommandServer:
     def __init__(self, spec: CommandEngine) -> None:
         self._spec = spec
 
+    @property
+    def health_path(self) -> str:
+        """As the spec names it."""
+        return self._spec.health_path
+
+    @property
+    def metrics_path(self) -> str | None:
+        """Nothing is known of its metrics."""
+        return None
+
     def command(self, launch: Launch) -> Command:
         """Fill in the placeholders."""
         values = {
@@ -34,7 +44,7 @@ class CommandServer:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(launch.devices)
         env |= self._spec.env
         argv = tuple(_PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), a) for a in self._spec.command)
-        return Command(argv=argv, cwd=str(launch.log.parent), env=env, log=str(launch.log))
+        return Command(argv=argv, cwd=str(launch.log.parent), env=env, log=str(launch.log), bounds=launch.bounds)
 
     def probes(self, deployment: str) -> Sequence[Probe]:
         """An inference at the path that the spec names."""
@@ -48,6 +58,18 @@ class CommandServer:
         """Whether there is such a program."""
         program = self._spec.command[0]
         return "" if shutil.which(program) else f"there is no program {program}."
+
+    def options(self) -> frozenset[str]:
+        """Its options are the spec's."""
+        return frozenset()
+
+    def steps(self, metrics: str) -> float | None:
+        """It counts none."""
+        return None
+
+    def progress(self, lines: Sequence[str]) -> str:
+        """What it said last."""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def unknown_placeholder(command: Sequence[str]) -> str | None:
