@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import sys
@@ -29,6 +30,7 @@ from stokerd.serving.probe import client_for
 from stokerd.store.store import Query, Store
 from stokerd.telemetry.metrics import Metrics
 
+_PUSH_SECONDS = 1.0
 PROCESS_PREFIX = "gateway-"
 _GRACE_SECONDS = 35.0  # it finishes what is in flight first
 _WAIT_SECONDS = 5.0
@@ -211,6 +213,11 @@ class GatewayLink:
             return None
         waited, received = self._state["waiting"].get(address, 0.0), self._state["received"].get(address, 0)
         return Traffic(float(waited), int(received))
+
+    async def push_soon(self) -> None:
+        """Hand the present table over now if the gateway takes it within a second; else `step` does it when it can."""
+        with contextlib.suppress(httpx.HTTPError, TimeoutError):
+            await asyncio.wait_for(self.push(), _PUSH_SECONDS)
 
     def _notice(self, state: dict[str, Any]) -> None:
         """A gateway of another life follows the table of its file, until it is told."""

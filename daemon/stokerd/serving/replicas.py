@@ -220,6 +220,7 @@ class Replicas:
         if is_ready:
             ready = Ready(process=state.process, since=now())
             await self._save(replica, ready, "ReplicaReady", f"{replica.name} answered after {seconds:.1f} s.")
+            await self._gateway.push_soon()  # a deployment that says "ready" should be served
             return
         # The daemon, or the whole machine, may have been away for longer than that: look for a while first.
         looked = time.monotonic() - self._looked_since.setdefault(state.process, time.monotonic())
@@ -290,6 +291,7 @@ class Replicas:
         ready = Ready(process=state.process, since=now())
         said = f"{replica.name} serves again, after it was {state.phase} for {seconds:.0f} s."
         await self._save(replica, ready, "ReplicaRecovered", said)
+        await self._gateway.push_soon()
 
     # Ends.
 
