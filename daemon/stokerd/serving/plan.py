@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum
 
 from stoker.types.rollouts import FINAL_PHASES, Rollout
 from stoker.types.serving import (
@@ -25,8 +24,6 @@ from stokerd.gateway.wire import Arm, Route, RouteTable
 from stokerd.processes.states import Exited, Lost
 from stokerd.rollouts.machine import weights
 from stokerd.serving.engines import launch_digest
-
-MEMORY_PATIENCE_SECONDS = 60.0  # how long the memory of a dead server's devices may take to come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +148,3 @@ def drained(replica: Replica, table: RouteTable | None, in_flight: int | None, t
     if waited >= timeout:
         return True
     return not in_route(table, replica.address) and in_flight == 0
-
-
-class Handback(Enum):
-    """What is to be done about devices whose last process has ended."""
-
-    DONE = "they are free"
-    WAIT = "some of their memory is not back yet"
-    TELL = "it has not come back for too long"
-
-
-def handback(held_by: str, waited: float) -> Handback:
-    """*held_by* says in a sentence what still holds memory there; empty: nothing. *waited*: seconds since the end."""
-    if not held_by:
-        return Handback.DONE
-    return Handback.WAIT if waited < MEMORY_PATIENCE_SECONDS else Handback.TELL

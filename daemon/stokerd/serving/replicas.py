@@ -28,13 +28,13 @@ from stoker.types.serving import (
 )
 from stokerd.clock import Elapsed
 from stokerd.devices import leases
+from stokerd.devices.handback import Handbacks
 from stokerd.devices.inventory import Inventory
 from stokerd.processes.logs import tail_lines
 from stokerd.processes.states import Absent, Alive, Exited, Lost, ending
 from stokerd.processes.supervisor import Supervisor
 from stokerd.serving.engines import launch_digest
 from stokerd.serving.gateway import GatewayLink
-from stokerd.serving.handback import Handbacks
 from stokerd.serving.health import GivenUp, Sick, Well, diagnose, look_interval
 from stokerd.serving.launching import Launcher
 from stokerd.serving.looks import ASK_SECONDS, Looks, look_at
@@ -62,7 +62,7 @@ class Replicas:
         self._inventory = inventory
         self._gateway = gateway
         self._launcher = Launcher(home, store, inventory, python)
-        self._handbacks = Handbacks(store, inventory)
+        self._handbacks = Handbacks("replica", store, inventory)
         self._looks = Looks()
         self._elapsed = Elapsed()
         self._probes: dict[str, asyncio.Task[tuple[bool, str]]] = {}
@@ -167,9 +167,9 @@ class Replicas:
     async def _is_released(self, replica: Replica) -> bool:
         """Whether nothing of *replica* runs any more, and its devices are free: a lease ends then, and not before."""
         if self._lives(replica):
-            self._handbacks.runs(replica)
+            self._handbacks.runs(replica.name)
             return False
-        return await self._handbacks.is_done(replica)
+        return await self._handbacks.is_done(replica.name, replica.devices)
 
     def _is_due(self, replica: Replica, deployment: Deployment) -> bool:
         match replica.state:

@@ -26,6 +26,7 @@ from stoker.types.training import (
 )
 from stokerd.clock import Elapsed
 from stokerd.devices import leases
+from stokerd.devices.handback import Handbacks
 from stokerd.devices.inventory import Inventory
 from stokerd.processes.environment import inherited
 from stokerd.processes.kernel import age_seconds
@@ -69,12 +70,14 @@ class Runs:
         self._library = library
         self._delays: dict[str, str] = {}
         self._elapsed = Elapsed()
+        self._handbacks = Handbacks("run", store, inventory)
 
     async def step(self) -> None:
         """Look at each active run once, and take its next step."""
         runs = await self._store.read(lambda q: q.all(Run, phase=ACTIVE_PHASES))
         for run in runs:
             await self._advance_safely(run)
+        self._handbacks.keep_only({r.name for r in runs})
         kept = {r.state.process for r in runs if isinstance(r.state, Running | Cancelling)}
         self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
 
@@ -108,6 +111,8 @@ class Runs:
                     case Alive(pid=pid):
                         if pid is not None and _is_over_time(run, pid):
                             await self._store.write(lambda tx: self._time_out(tx, run.name))
+                    case Exited() | Lost() if not await self._handbacks.is_done(run.name, run.devices):
+                        pass  # the next to use its devices may need the memory that the driver still counts as taken
                     case Exited(exit_code=0):
                         await self._succeed(run, started_at)
                     case Exited() | Lost() as observed:
@@ -116,6 +121,8 @@ class Runs:
                 match self._supervisor.observe(process):
                     case Alive():
                         self._supervisor.stop(process, GRACE_SECONDS)
+                    case Exited() | Lost() if not await self._handbacks.is_done(run.name, run.devices):
+                        pass
                     case ended if because == "timeout":
                         seen = ended if isinstance(ended, Exited | Lost) else None
                         await self._fail(run, f"it ran for longer than its timeout of {run.spec.timeout:g} s", seen)

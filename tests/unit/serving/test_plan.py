@@ -27,11 +27,8 @@ from stokerd.gateway.wire import Arm, RouteTable
 from stokerd.processes.states import Exited, Lost
 from stokerd.serving.engines import launch_digest
 from stokerd.serving.plan import (
-    MEMORY_PATIENCE_SECONDS,
-    Handback,
     after_failure,
     drained,
-    handback,
     health,
     is_let_off,
     route,
@@ -192,13 +189,6 @@ def test_only_always_lets_a_healthy_server_end_by_itself(
     policy: Any, ended: Any, healthy: float, is_free: bool
 ) -> None:
     assert is_let_off(Restart(policy=policy, healthy_after=60), ended, healthy) is is_free
-
-
-def test_devices_go_back_when_their_memory_has_or_when_it_was_waited_for_long_enough() -> None:
-    assert handback("", 0) is Handback.DONE
-    assert handback("GPU 0 still holds 3 GiB.", MEMORY_PATIENCE_SECONDS - 1) is Handback.WAIT
-    assert handback("GPU 0 still holds 3 GiB.", MEMORY_PATIENCE_SECONDS) is Handback.TELL
-    assert handback("", MEMORY_PATIENCE_SECONDS) is Handback.DONE
 
 
 @pytest.mark.parametrize("phase", ["stalled", "unreachable"])

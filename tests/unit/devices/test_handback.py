@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stoker.types.serving import Replica
-from stokerd.serving import handback
-from stokerd.serving.handback import Handbacks
+from stokerd.devices import handback as module
+from stokerd.devices.handback import MEMORY_PATIENCE_SECONDS, Handback, Handbacks, handback
 from stokerd.store.migrate import migrate
 from stokerd.store.store import Store
 
@@ -33,28 +32,24 @@ class Driver:
         return self.held_by
 
 
-def replica(*devices: str) -> Replica:
-    return Replica(name="d-v1-0", deployment="d", version=1, index=0, devices=list(devices))
-
-
 def reasons(store: Store) -> list[str]:
     return [e.reason for e in asyncio.run(store.read(lambda q: q.events(0)))]
 
 
 def test_devices_go_back_when_the_driver_asked_after_the_end_says_so(store: Store) -> None:
     driver = Driver()
-    handbacks = Handbacks(store, driver)  # type: ignore[arg-type]
-    assert asyncio.run(handbacks.is_done(replica()))
+    handbacks = Handbacks("replica", store, driver)  # type: ignore[arg-type]
+    assert asyncio.run(handbacks.is_done("d-v1-0", []))
     assert driver.since == []
     driver.held_by = "GPU 0: pid 7, which has ended, holds 3 GiB."
-    assert not asyncio.run(handbacks.is_done(replica("a")))
-    assert not asyncio.run(handbacks.is_done(replica("a")))
+    assert not asyncio.run(handbacks.is_done("d-v1-0", ["a"]))
+    assert not asyncio.run(handbacks.is_done("d-v1-0", ["a"]))
     driver.held_by = ""
-    assert asyncio.run(handbacks.is_done(replica("a")))
+    assert asyncio.run(handbacks.is_done("d-v1-0", ["a"]))
     assert len(set(driver.since)) == 1
     driver.held_by = "something"
-    handbacks.runs(replica("a"))
-    assert not asyncio.run(handbacks.is_done(replica("a")))
+    handbacks.runs("d-v1-0")
+    assert not asyncio.run(handbacks.is_done("d-v1-0", ["a"]))
     assert len(set(driver.since)) == 2
     assert reasons(store) == []
 
@@ -64,12 +59,19 @@ def test_memory_that_never_comes_back_is_told_once_and_waited_for_no_longer(
 ) -> None:
     driver = Driver()
     driver.held_by = "GPU 0: pid 7, which has ended, holds 3 GiB."
-    handbacks = Handbacks(store, driver)  # type: ignore[arg-type]
+    handbacks = Handbacks("replica", store, driver)  # type: ignore[arg-type]
     moment = 1000.0
-    monkeypatch.setattr(handback.time, "monotonic", lambda: moment)
-    assert not asyncio.run(handbacks.is_done(replica("a")))
+    monkeypatch.setattr(module.time, "monotonic", lambda: moment)
+    assert not asyncio.run(handbacks.is_done("d-v1-0", ["a"]))
     moment += 61
-    assert asyncio.run(handbacks.is_done(replica("a")))
+    assert asyncio.run(handbacks.is_done("d-v1-0", ["a"]))
     (event,) = asyncio.run(store.read(lambda q: q.events(0)))
     assert event.reason == "DeviceMemoryHeld"
     assert "pid 7, which has ended, holds 3 GiB" in event.message
+
+
+def test_devices_go_back_when_their_memory_has_or_when_it_was_waited_for_long_enough() -> None:
+    assert handback("", 0) is Handback.DONE
+    assert handback("GPU 0 still holds 3 GiB.", MEMORY_PATIENCE_SECONDS - 1) is Handback.WAIT
+    assert handback("GPU 0 still holds 3 GiB.", MEMORY_PATIENCE_SECONDS) is Handback.TELL
+    assert handback("", MEMORY_PATIENCE_SECONDS) is Handback.DONE
