@@ -53,6 +53,10 @@ test: check engine ## check, and the tests with real processes, a built wheel an
 	$(BIN)/pytest tests/tui tests/nvml -n $(WORKERS)
 	$(BIN)/pytest tests/system
 
+.PHONY: faults
+faults: venv engine ## real processes, killed, stopped, starved and cut off in every way (part of make test)
+	$(BIN)/pytest tests/system/faults
+
 .PHONY: bench
 bench: venv ## the gateway beside nginx, on one core (uses nginx and wrk where they are installed)
 	$(BIN)/python tests/bench/bench_gateway.py

@@ -13,7 +13,7 @@ import httpx
 
 from stoker.types.registry import Version
 from stoker.types.serving import Deployment
-from tests.harness import Stokerd
+from tests.harness import DEADLINE, Stokerd
 
 SERVER = Path(__file__).with_name("model_server.py")
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}
@@ -28,7 +28,7 @@ model: m
 version: 1
 replicas: {replicas}
 engine: {{type: command, command: [{sys.executable}, {SERVER}, "{{socket}}", "{{model}}", "{{name}}"]}}
-drain_timeout: 5s
+drain_timeout: 90s
 {extra}
 """
 
@@ -77,7 +77,7 @@ class People:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(2 * DEADLINE)
 
     def _chat(self) -> None:
         with self._daemon.openai() as client:

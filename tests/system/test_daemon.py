@@ -17,7 +17,7 @@ import pytest
 from stoker.errors import Conflict, DaemonUnreachable, InvalidSpec, NotFound
 from stoker.types.events import Event
 from stoker.types.training import Job
-from tests.harness import STOKERD, Stokerd, free_port, wait_for
+from tests.harness import DEADLINE, STOKERD, Stokerd, free_port, wait_for
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def daemon() -> Iterator[Stokerd]:
 
 
 def stokerd(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([STOKERD, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([STOKERD, *arguments], capture_output=True, text=True, timeout=DEADLINE, check=False)
 
 
 def test_a_second_daemon_of_the_same_home_says_so_and_exits_with_3(daemon: Stokerd) -> None:
@@ -92,7 +92,7 @@ def test_events_are_neither_missed_nor_doubled_over_restarts(daemon: Stokerd) ->
         if number in (20, 40):
             daemon.kill()
             daemon.start()
-    watcher.join(30)
+    watcher.join(DEADLINE)
     assert not watcher.is_alive()
     assert [e.name for e in seen if e.kind == "job"] == [f"j{n}" for n in range(total)]
     assert [e.id for e in seen] == sorted({e.id for e in seen})
@@ -127,7 +127,7 @@ def test_apply_is_all_or_nothing_and_a_dry_run_changes_nothing(daemon: Stokerd) 
 
 def test_every_refusal_has_the_same_shape(daemon: Stokerd) -> None:
     transport = httpx.HTTPTransport(uds=str(daemon.home.socket))
-    with httpx.Client(transport=transport, base_url="http://stoker") as raw:
+    with httpx.Client(transport=transport, base_url="http://stoker", timeout=DEADLINE) as raw:
         document = raw.get("/openapi.json").json()
         assert "/v1/runs/{name}/metrics" in document["paths"]
         asked = 0
@@ -136,7 +136,7 @@ def test_every_refusal_has_the_same_shape(daemon: Stokerd) -> None:
             for method in operations:
                 body = {} if method in ("post", "put") else None
                 params = {"after": "x"} if path.endswith("events") else {}
-                response = raw.request(method, concrete, json=body, params=params, timeout=5)
+                response = raw.request(method, concrete, json=body, params=params)
                 if response.is_error:
                     asked += 1
                     assert set(response.json()) == {"code", "message", "hint", "details"}, (method, path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import wait_for
+from tests.harness import DEADLINE, wait_for
 from tests.system.upstream import GatewayProcess, Replica, arm, chat
 
 CHAT = "/v1/chat/completions"
@@ -21,7 +21,7 @@ CHAT = "/v1/chat/completions"
 
 def run_gateway(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stokerd.gateway", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
 
 
 def places(folder: Path) -> list[str]:
@@ -136,32 +136,33 @@ def test_sigterm_lets_streams_end_and_takes_nothing_new() -> None:
         gateway.route(arm("stable", 100, replica))
         with gateway.raw() as idle, gateway.client() as client:
             wait_for(lambda: gateway.state()["connections"] == 1, "the idle connection is there")
-            with client.stream("POST", CHAT, json=chat(stream=True, chunks=30, gap=0.03)) as answer:
+            with client.stream("POST", CHAT, json=chat(stream=True, chunks=3, wait="chunk")) as answer:
                 lines = answer.iter_lines()
                 next(lines)
                 gateway.process.send_signal(signal.SIGTERM)
                 assert idle.rest() == b""
                 with pytest.raises(ConnectionRefusedError):
-                    wait_for(lambda: socket.create_connection(gateway.place).close(), "it refuses", seconds=5)
+                    wait_for(lambda: socket.create_connection(gateway.place).close(), "it refuses")
+                replica.permit(3)
                 assert list(lines)[-2:] == ["data: [DONE]", ""]
-        assert gateway.process.wait(10) == 0
+        assert gateway.process.wait(DEADLINE) == 0
         assert "stopped" in gateway.log
 
 
 @pytest.mark.parametrize("is_impatient", [False, True], ids=["drain time is up", "second signal"])
 def test_draining_has_an_end(is_impatient: bool) -> None:
-    with GatewayProcess(f"drain_seconds={60 if is_impatient else 0.3}") as gateway, Replica() as replica:
+    with GatewayProcess(f"drain_seconds={600 if is_impatient else 0.3}") as gateway, Replica() as replica:
         gateway.route(arm("stable", 100, replica))
         with gateway.raw() as raw:
-            raw.post(chat(sleep=60))
+            raw.post(chat(wait="answer"))
             seen = replica.last()
             gateway.process.terminate()
             if is_impatient:
                 wait_for(lambda: "draining" in gateway.log, "it drains")
                 gateway.process.terminate()
-            assert gateway.process.wait(10) == 0
+            assert gateway.process.wait(DEADLINE) == 0
             assert raw.rest() == b""
-            assert seen.cut.wait(5)
+            assert seen.cut.wait(DEADLINE)
 
 
 def test_records_beyond_the_bound_are_dropped_and_counted() -> None:
@@ -180,7 +181,8 @@ def open_files(gateway: GatewayProcess) -> int:
 
 def test_two_hundred_streams_at_once_are_whole_and_counted_and_leave_nothing_behind() -> None:
     count, chunks = 200, 10  # more than the replica's backlog of 100
-    with GatewayProcess() as gateway, Replica() as replica:
+    # The replica takes them all in its own time.
+    with GatewayProcess(f"connect_seconds={DEADLINE}") as gateway, Replica() as replica:
         gateway.route(arm("stable", 100, replica))
         files = open_files(gateway)
         with contextlib.ExitStack() as stack:
@@ -190,9 +192,9 @@ def test_two_hundred_streams_at_once_are_whole_and_counted_and_leave_nothing_beh
             texts = [raw.rest() for raw in raws]
         assert {text.count(b"data: ") for text in texts} == {chunks + 2}
         assert all(text.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for text in texts)
-        records = gateway.take(count, seconds=20)
+        records = gateway.take(count)
         assert {(r.completion_tokens, r.is_error) for r in records} == {(chunks, False)}
         assert sorted(r.seq for r in records) == list(range(1, count + 1))
         assert gateway.state()["in_flight"] == {}
         # Idle connections to the replica are let go after some seconds.
-        wait_for(lambda: open_files(gateway) <= files + 1, "all are closed", seconds=15)
+        wait_for(lambda: open_files(gateway) <= files + 1, "all are closed")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
+import select
 from collections import deque
+from collections.abc import Callable
 
 import psutil
 
-from tests.harness import wait_for
+from tests.harness import DEADLINE, wait_for
 from tests.system.upstream import GatewayProcess, Replica, arm, chat
 
 CHAT = "/v1/chat/completions"
@@ -36,7 +37,7 @@ def test_a_client_that_reads_slowly_slows_the_replica_and_fills_no_memory() -> N
                 sent.append(replica.sent_bytes)
                 return len(sent) == 20 and len(set(sent)) == 1
 
-            wait_for(has_stopped, "the replica is held up", seconds=20)
+            wait_for(has_stopped, "the replica is held up")
             assert replica.sent_bytes < 40 * MIB  # what sockets hold on the way
             assert rss(gateway) - before < 20 * MIB
             with gateway.client() as client:  # and nobody else is held up
@@ -53,7 +54,7 @@ def test_a_client_that_reads_slowly_slows_the_replica_and_fills_no_memory() -> N
 
 
 def test_large_bodies_pass_whole_both_ways() -> None:
-    with GatewayProcess() as gateway, Replica() as replica, gateway.client(timeout=60) as client:
+    with GatewayProcess() as gateway, Replica() as replica, gateway.client() as client:
         gateway.route(arm("stable", 100, replica))
         image = "x" * (40 * MIB)
         answer = client.post(CHAT, json={**chat(size=20 * MIB), "image": image})
@@ -67,9 +68,9 @@ def test_large_bodies_pass_whole_both_ways() -> None:
 def test_a_replica_that_never_answers_is_given_up() -> None:
     with GatewayProcess(FAST, "first_byte_seconds=0.3") as gateway, Replica() as replica, gateway.client() as client:
         gateway.route(arm("stable", 100, replica))
-        answer = client.post(CHAT, json=chat(sleep=60))
+        answer = client.post(CHAT, json=chat(wait="answer"))
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
-        assert replica.last().cut.wait(5)
+        assert replica.last().cut.wait(DEADLINE)
         record = gateway.one()
         assert (record.status, record.is_error) == (504, True)
 
@@ -79,13 +80,14 @@ def test_a_stream_that_stalls_is_ended_with_an_error_event() -> None:
         gateway.route(arm("stable", 100, replica))
         text = client.post(CHAT, json=chat(stream=True, stall_after=2)).text
         assert "upstream_timeout" in text.split("\n\n")[-2]
-        assert replica.last().cut.wait(5)
+        assert replica.last().cut.wait(DEADLINE)
         record = gateway.one()
         assert (record.status, record.is_error, record.completion_tokens) == (200, True, 2)
 
 
 def test_a_replica_that_takes_no_connection_in_time_is_passed_over() -> None:
-    with GatewayProcess("connect_seconds=0.3") as gateway, Replica() as replica, gateway.client() as client:
+    limits = ("connect_seconds=3", "eject_seconds=600")  # the gateway itself may need a second to reach the good one
+    with GatewayProcess(*limits) as gateway, Replica() as replica, gateway.client() as client:
         # A reserved address from which nothing comes back, or which can't be reached: refused or silent, both count.
         gateway.route(arm("stable", 50, replica), arm("candidate", 50, "192.0.2.1:9", version=2))
         for _ in range(6):
@@ -94,42 +96,51 @@ def test_a_replica_that_takes_no_connection_in_time_is_passed_over() -> None:
 
 
 def test_a_client_that_is_too_slow_with_its_request_is_told_and_cut_off() -> None:
-    with GatewayProcess(FAST, "header_seconds=0.3", "body_seconds=0.3") as gateway:
-        with gateway.raw() as raw:
+    limits = ("header_seconds=0.3", "body_seconds=0.3", "linger_seconds=0.3")
+    with GatewayProcess(FAST, *limits) as gateway, contextlib.ExitStack() as stack:
+        with gateway.frozen():
+            raw = stack.enter_context(gateway.raw())
             raw.send(b"GET /health HTTP/1.1\r\nHost:")
-            began = time.monotonic()
-            with contextlib.suppress(ConnectionError):
-                while time.monotonic() - began < 5 and gateway.state()["connections"]:
+
+        def after_another_drop(has_come: Callable[[], object]) -> Callable[[], object]:
+            def look() -> object:
+                with contextlib.suppress(ConnectionError):
                     raw.send(b" ")  # a drop at a time prolongs nothing
-                    time.sleep(0.05)
-            assert time.monotonic() - began < 4
-            assert raw.answer()[0] == 408
-        with gateway.raw() as raw:
+                return has_come()
+
+            return look
+
+        wait_for(after_another_drop(lambda: select.select([raw.sock], [], [], 0)[0]), "it is told")
+        wait_for(after_another_drop(lambda: gateway.state()["connections"] == 0), "it is cut off")
+        assert raw.answer()[0] == 408
+        with gateway.frozen():
+            raw = stack.enter_context(gateway.raw())
             raw.send(b"POST /health HTTP/1.1\r\nHost: g\r\nContent-Length: 10\r\n\r\nabc")
-            assert raw.answer()[0] == 408
-        with gateway.raw() as raw:
-            assert raw.rest() == b""  # nothing was asked: nothing to say
+        assert raw.answer()[0] == 408
+        raw = stack.enter_context(gateway.raw())
+        assert raw.rest() == b""  # nothing was asked: nothing to say
 
 
 def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
-    limits = ("idle_seconds=0.3", "header_seconds=0.3", "body_seconds=0.3")
-    with GatewayProcess(FAST, *limits) as gateway, Replica() as replica:
+    limits = ("idle_seconds=0.3", "header_seconds=4", "body_seconds=0.3")
+    with GatewayProcess(FAST, *limits) as gateway, Replica() as replica, contextlib.ExitStack() as stack:
         gateway.route(arm("stable", 100, replica))
-        with gateway.raw() as raw:
-            raw.post(chat(sleep=1.0))
+        with gateway.frozen():
+            raw = stack.enter_context(gateway.raw())
+            raw.post(chat(sleep=5.0))  # longer than any limit
             raw.send(b"GET /health HTTP/1.1\r\n")  # sent ahead, and not yet whole: its clock runs from its turn on
-            assert raw.answer()[0] == 200
-            raw.send(b"Host: g\r\n\r\n")
-            assert raw.answer()[0] == 200
-            assert raw.rest() == b""
+        assert raw.answer()[0] == 200
+        raw.send(b"Host: g\r\n\r\n")  # within header_seconds
+        assert raw.answer()[0] == 200
+        assert raw.rest() == b""
 
 
 def test_a_client_that_never_reads_is_cut_off() -> None:
-    with GatewayProcess(FAST, "stall_seconds=0.3") as gateway, Replica() as replica:
+    with GatewayProcess(FAST, "stall_seconds=4") as gateway, Replica() as replica:  # the replica itself must not stall
         gateway.route(arm("stable", 100, replica))
         with gateway.raw() as raw:
             raw.post(chat(stream=True, chunks=1_000, size=65_536))
-            assert replica.last().cut.wait(20)
+            assert replica.last().cut.wait(DEADLINE)
         record = gateway.one()
         assert (record.client_gone, record.is_error) == (True, False)
 

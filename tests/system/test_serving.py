@@ -43,6 +43,7 @@ def test_a_server_that_dies_is_started_again_while_others_answer(daemon: Stokerd
     assert "killed by signal 9" in backing.message
     with daemon.openai() as client:
         assert {say(client) for _ in range(10)} == {"I am one"}
+    daemon.wait_event("ReplicaReady", "chat-v1-0", after=backing.id)
     daemon.wait_phase(Deployment, "chat", "ready")
     assert daemon.client.get(Replica, "chat-v1-0").starts == 2
 
@@ -75,7 +76,8 @@ def test_a_crash_loop_ends_in_failed_with_the_last_words_and_applying_again_revi
 
 
 def test_delete_drains_and_leaves_nothing_and_cannot_be_applied_over(daemon: Stokerd) -> None:
-    add_version(daemon, "one", pause=0.3)
+    go = daemon.root / "go"
+    add_version(daemon, "one", hold=str(go))
     serve(daemon)
     body = {"model": "chat", "messages": [], "stream": True}
     with daemon.openai() as client, client.stream("POST", "/chat/completions", json=body) as answer:
@@ -84,6 +86,7 @@ def test_delete_drains_and_leaves_nothing_and_cannot_be_applied_over(daemon: Sto
         daemon.client.request("DELETE", "/v1/deployments/chat")
         with pytest.raises(Conflict, match="being deleted"):
             daemon.apply(deployment())
+        go.touch()
         assert "data: [DONE]" in list(lines)
     daemon.wait_event("DeploymentDeleted", "chat")
     assert daemon.client.list(Replica) == []

@@ -18,7 +18,7 @@ from stoker.errors import Invalid, NotFound
 from stoker.types.base import now
 from stoker.types.registry import Model, Version
 from stoker.types.training import DatasetVersion, Run, Schedule
-from tests.harness import Stokerd, wait_for
+from tests.harness import DEADLINE, Stokerd, wait_for
 
 TRAIN = """
 import json, os, pathlib, sys, time
@@ -124,10 +124,10 @@ def test_a_failing_run_is_tried_again_with_growing_waits_and_then_says_why(daemo
 
 
 def test_a_run_over_its_time_is_stopped_with_all_that_it_started(daemon: Stokerd) -> None:
-    daemon.apply(shell("sleep 1000 & echo $! > ../child; wait", timeout=0.5))
+    daemon.apply(shell("sleep 1000 & echo $! > ../child; wait", timeout=5))  # by then it has surely started something
     run = start(daemon)
     failed = daemon.wait_phase(Run, run.name, "failed")
-    assert "timeout of 0.5 s" in failed.state.message
+    assert "timeout of 5 s" in failed.state.message
     child = int((Path(run.folder) / "child").read_text())
     wait_for(lambda: not Path(f"/proc/{child}").exists(), "its child process is gone")
 
@@ -221,7 +221,7 @@ def test_a_job_that_is_made_again_does_not_write_over_its_earlier_runs(daemon: S
 def test_params_that_are_no_numbers_are_refused_and_poison_nothing(daemon: Stokerd) -> None:
     daemon.apply(shell("true", params={"lr": 1}))
     transport = httpx.HTTPTransport(uds=str(daemon.home.socket))
-    with httpx.Client(transport=transport, base_url="http://stoker") as raw:
+    with httpx.Client(transport=transport, base_url="http://stoker", timeout=DEADLINE) as raw:
         refused = raw.post("/v1/jobs/j/runs", content=b'{"params": {"lr": 1e999}}')
     assert refused.status_code == 422
     assert daemon.client.list(Run) == []
@@ -229,7 +229,7 @@ def test_params_that_are_no_numbers_are_refused_and_poison_nothing(daemon: Stoke
 
 def test_schedules_fire_and_make_up_for_what_was_missed_by_their_policy(daemon: Stokerd) -> None:
     daemon.apply(shell("true"))
-    soon = (now() + timedelta(seconds=1)).isoformat()
+    soon = (now() + timedelta(seconds=5)).isoformat()
     daemon.apply(
         f"""
 {{kind: schedule, name: each, job: j, interval: 1}}

@@ -2,7 +2,10 @@
 
 What a replica does is said by the request itself, in the body's ``"do"``, so that one serves many tests::
 
-    {"model": "m", "stream": true, "do": {"chunks": 5, "gap": 0.01, "die_after": 3}}
+    {"model": "m", "stream": true, "do": {"chunks": 5, "die_after": 3}}
+
+A test must never have to be quick: what has to happen while a request is under way is ordered by ``"wait"`` (the
+replica goes on when `Replica.permit` says so) and by `GatewayProcess.frozen`, not by pauses.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -22,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from stokerd.gateway.wire import Arm, Record, RecordBatch, Route, RouteTable, parse_batch
-from tests.harness import wait_for
+from tests.harness import DEADLINE, wait_for
 
 USAGE = {"prompt_tokens": 7, "total_tokens": 12, "completion_tokens": 5, "prompt_tokens_details": None}
 
@@ -71,8 +76,9 @@ class Replica:
         self.seen: list[Seen] = []
         self.connections = 0
         self.sent_bytes = 0
-        self.delay = 0.0
-        """Seconds before each answer."""
+        self.is_silent = False
+        """It takes requests and answers none."""
+        self._permits = asyncio.Semaphore(0)
         self._path = path or Path(tempfile.gettempdir()) / f"stk-{uuid.uuid4().hex[:12]}"
         self._tcp = tcp
         self._port = 0
@@ -94,20 +100,25 @@ class Replica:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(DEADLINE)
 
     def stop(self) -> None:
         """Die: listener and connections closed at once."""
         if self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(self._die(), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._die(), self._loop).result(DEADLINE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(DEADLINE)
         self._loop.close()
 
     def last(self) -> Seen:
         """The latest request, once there is one."""
-        return wait_for(lambda: self.seen[-1] if self.seen else None, "a request reaches the replica", seconds=5)
+        return wait_for(lambda: self.seen[-1] if self.seen else None, "a request reaches the replica")
+
+    def permit(self, steps: int = 1) -> None:
+        """Let an answer that waits go on, by so many steps."""
+        for _ in range(steps):
+            self._loop.call_soon_threadsafe(self._permits.release)
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -171,7 +182,11 @@ class Replica:
         do = body.get("do", {})
         if do.get("close"):
             return False
-        await asyncio.sleep(do.get("sleep", self.delay))
+        if self.is_silent:
+            await asyncio.Event().wait()
+        if do.get("wait") == "answer":
+            await self._permits.acquire()
+        await asyncio.sleep(do.get("sleep", 0.0))
         if "raw" in do:
             writer.write(do["raw"].encode("latin-1"))
             await writer.drain()
@@ -209,13 +224,19 @@ class Replica:
         return {"id": "c", "object": kind, "created": 1, "model": body["model"], "choices": [choice], "usage": USAGE}
 
     async def _stream(self, body: Any, do: Any, writer: asyncio.StreamWriter) -> bool:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await self._event(writer, _delta(body, {"role": "assistant", "content": ""}))
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        opening = _framed(_delta(body, {"role": "assistant", "content": ""}))
+        if "stall_after" in do:  # at one stroke, so that it stalls nowhere else
+            words = (_framed(_delta(body, {"content": f"w{number} "})) for number in range(do["stall_after"]))
+            writer.write(b"".join((head, opening, *words)))
+            await asyncio.Event().wait()
+        writer.write(head + opening)
+        await writer.drain()
         for number in range(do.get("chunks", 3)):
             if number == do.get("die_after"):
                 return False
-            if number == do.get("stall_after"):
-                await asyncio.sleep(60)
+            if do.get("wait") == "chunk":
+                await self._permits.acquire()
             await asyncio.sleep(do.get("gap", 0.0))
             await self._event(writer, _delta(body, {"content": f"w{number} " + "x" * do.get("size", 0)}))
         if body.get("stream_options", {}).get("include_usage"):
@@ -226,10 +247,15 @@ class Replica:
         return True
 
     async def _event(self, writer: asyncio.StreamWriter, data: Any) -> None:
-        event = f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
-        writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+        event = _framed(data)
+        writer.write(event)
         await writer.drain()
         self.sent_bytes += len(event)
+
+
+def _framed(data: Any) -> bytes:
+    event = f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n".encode()
+    return b"%x\r\n%b\r\n" % (len(event), event)
 
 
 def _delta(body: Any, delta: Any) -> dict[str, Any]:
@@ -281,9 +307,9 @@ class GatewayProcess:
         with (self.root / "log").open("ab") as log:
             self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.control = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.control_path)), base_url="http://gateway", timeout=30
+            transport=httpx.HTTPTransport(uds=str(self.control_path)), base_url="http://gateway", timeout=DEADLINE
         )
-        self.listen = wait_for(self._is_up, "the gateway answers", seconds=10)
+        self.listen = wait_for(self._is_up, "the gateway answers")
         host, _, port = self.listen.rpartition(":")
         self.place = (host, int(port))
         self.url = f"http://{self.listen}"
@@ -300,12 +326,23 @@ class GatewayProcess:
         self.control.close()
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(40)
+        return self.process.wait(DEADLINE)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold the process still: what is sent meanwhile lies in the kernel, and is there when its clocks start."""
+        process = psutil.Process(self.process.pid)
+        self.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED, "the gateway stands still")
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.control.close()
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(DEADLINE)
 
     def state(self) -> dict[str, Any]:
         answer = self.control.get("/state")
@@ -328,7 +365,7 @@ class GatewayProcess:
         assert answer.status_code == 200, answer.text
         return parse_batch(answer.json())
 
-    def take(self, count: int, *, seconds: float = 5.0) -> list[Record]:
+    def take(self, count: int) -> list[Record]:
         """Fetch and acknowledge records until *count* are there."""
         records: list[Record] = []
 
@@ -339,7 +376,7 @@ class GatewayProcess:
                 self.batch(epoch=batch.epoch, after=batch.records[-1].seq)
             return len(records) >= count
 
-        wait_for(look, f"{count} records; there are {records}", seconds=seconds)
+        wait_for(look, f"{count} records")
         assert len(records) == count, records
         return records
 
@@ -355,12 +392,12 @@ class GatewayProcess:
 
     def client(self, **options: Any) -> httpx.Client:
         """A plain HTTP client of the front."""
-        return httpx.Client(base_url=self.url, timeout=options.pop("timeout", 20), trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=DEADLINE, trust_env=False, **options)
 
     @contextlib.contextmanager
     def raw(self) -> Iterator[Raw]:
         """A bare TCP connection to the front."""
-        raw = Raw(socket.create_connection(self.place, timeout=10))
+        raw = Raw(socket.create_connection(self.place, timeout=DEADLINE))
         try:
             yield raw
         finally:

@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 
 from stoker.paths import Home
 from stoker_tui.app import StokerApp
+from tests.harness import DEADLINE
 from tests.tui import world
 from tests.tui.pilots import settled
 from tests.tui.server import CannedDaemon
@@ -22,6 +23,12 @@ def _same_terminal_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("NO_COLOR", "TEXTUAL_THEME", "TEXTUAL_COLOR_SYSTEM"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A canned daemon that a busy machine keeps from answering is not one that hangs."""
+    monkeypatch.setattr("stoker_tui.store.ANSWER_SECONDS", DEADLINE)
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from stoker_tui.model import Connecting, View
 from stoker_tui.text import plain
 from stoker_tui.widgets.drawn import Drawn
 from stoker_tui.widgets.log import LogView
-
-DEADLINE_SECONDS = 10.0
+from tests.harness import DEADLINE
 
 
 def app_of(pilot: Pilot[Any]) -> StokerApp:
@@ -30,7 +29,7 @@ def shown(app: StokerApp) -> str:
 
 async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str = "") -> None:
     """Let the app work until *condition* holds; fails with what it shows when that takes too long."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited in vain{' for ' + what if what else ''}; shown:\n{shown(app_of(pilot))}")

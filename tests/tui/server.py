@@ -181,6 +181,10 @@ class CannedDaemon:
             )
             self._changed.notify_all()
 
+    def at_once(self) -> threading.Condition:
+        """A block whose events and log lines reach watchers together."""
+        return self._changed
+
     def write(self, name: str, data: bytes, *, end: bool = False) -> None:
         """Append to a log; with *end*, nothing more will come."""
         with self._changed:
@@ -232,12 +236,13 @@ class CannedDaemon:
                 fresh = self.events[sent:]
                 if not fresh:
                     self._changed.wait(0.5)
-            for event in fresh:
-                sent = event.id
-                if query.get("kind", event.kind) == event.kind and query.get("name", event.name) == event.name:
-                    yield f"id: {event.id}\ndata: {event.model_dump_json()}\n\n".encode()
-            if not fresh:
-                yield b": ping\n\n"
+            sent = fresh[-1].id if fresh else sent
+            wanted = [
+                f"id: {e.id}\ndata: {e.model_dump_json()}\n\n"
+                for e in fresh
+                if query.get("kind", e.kind) == e.kind and query.get("name", e.name) == e.name
+            ]
+            yield "".join(wanted).encode() if fresh else b": ping\n\n"
 
     def log_stream(self, kind: str, name: str, query: dict[str, str]) -> Iterator[bytes]:
         if name not in self.logs:

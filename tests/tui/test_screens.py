@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -368,6 +369,12 @@ def test_help_and_gateway_log_open_by_key(daemon: CannedDaemon, app: StokerApp, 
     play(body)
 
 
+def offered(app: StokerApp) -> str | None:
+    """What the palette would do now."""
+    chosen = [commands.highlighted_option for commands in app.screen.query(CommandList)]
+    return str(chosen[0].prompt).partition("\n")[0] if chosen and chosen[0] else None
+
+
 def test_the_palette_offers_what_can_be_done_here_and_every_resource(
     daemon: CannedDaemon, app: StokerApp, play: Play
 ) -> None:
@@ -377,7 +384,7 @@ def test_the_palette_offers_what_can_be_done_here_and_every_resource(
         assert {"Promote", "Abort", "Pause", "Help", "Quit", "Run tune-12", "Deployment chat"} <= set(titles)
         assert not {"Resume", "Cancel", "Filter"} & set(titles)
         await pilot.press("ctrl+p", *"tune-12")
-        await pilot.pause(0.1)
+        await until(pilot, lambda: offered(app) == "Run tune-12", "the palette to have found it")
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, RunScreen), "the run, opened by name")
 

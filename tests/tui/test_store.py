@@ -16,6 +16,7 @@ from stoker.paths import Home
 from stoker.types.training import Succeeded
 from stoker_tui.model import Connected, Lost
 from stoker_tui.store import Store, Watch, owned, retry_delay
+from tests.harness import DEADLINE
 from tests.tui import world
 from tests.tui.server import CannedDaemon
 from tests.tui.world import StillClock
@@ -36,7 +37,7 @@ async def following(home: Home, clock: StillClock, wanted: Watch = ALL) -> Async
         await store.client.close()
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = DEADLINE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -89,11 +90,12 @@ def test_a_burst_of_events_about_one_thing_costs_few_questions(
         async with following(home, clock, Watch()) as store:
             await until(lambda: len(store.view.events) == 12)
             daemon.asked.clear()
-            for step in range(200):
-                daemon.tell("rollout", "chat-v4", "GuardJudged", f"look {step}")
+            with daemon.at_once():
+                for step in range(200):
+                    daemon.tell("rollout", "chat-v4", "GuardJudged", f"look {step}")
             await until(lambda: len(store.view.events) == 212)
             await until(lambda: daemon.asked["GET /v1/rollouts/chat-v4"] > 0)
-            assert daemon.asked["GET /v1/rollouts/chat-v4"] < 150
+            assert daemon.asked["GET /v1/rollouts/chat-v4"] < 20
 
     run(body())
 

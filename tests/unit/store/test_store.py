@@ -14,6 +14,7 @@ from stoker.types.registry import Version
 from stoker.types.training import Dataset
 from stokerd.store.migrate import migrate
 from stokerd.store.store import Store, Transaction
+from tests.harness import DEADLINE
 
 
 @pytest.fixture
@@ -50,9 +51,9 @@ def test_a_change_and_its_event_are_kept_together_or_not_at_all(path: Path) -> N
 def test_a_watcher_wakes_when_an_event_is_committed(path: Path) -> None:
     async def work() -> None:
         async with opened(path) as store:
-            waiting = asyncio.create_task(store.changed(0, 10))
+            waiting = asyncio.create_task(store.changed(0, 3600))
             await store.write(lambda tx: tx.save(Dataset(name="a"), "DatasetCreated", "a"))
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, DEADLINE)
 
     asyncio.run(work())
 

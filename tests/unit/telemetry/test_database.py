@@ -19,6 +19,7 @@ from stokerd.telemetry import series
 from stokerd.telemetry.database import Database
 from stokerd.telemetry.metrics import Sample
 from stokerd.telemetry.tables import SCHEMA_VERSION, MetricsTable
+from tests.harness import DEADLINE
 
 
 def sample(at: float, value: float = 1.0) -> Sample:
@@ -122,7 +123,7 @@ def test_a_file_that_gets_damaged_while_it_is_used_is_replaced_while_the_daemon_
     with path.open("r+b") as file:  # all but the first pages, so that it opens well
         file.seek(32768)
         file.write(os.urandom(size - 32768))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + DEADLINE
     with pytest.raises(Unavailable, match=r"malformed|not a database"):
         if finder == "reader":
             points(run, metrics)
@@ -179,12 +180,12 @@ def test_a_slow_reader_stops_neither_the_writer_nor_the_loop(run, metrics):
     def linger(connection):
         connection.exec_driver_sql("SELECT * FROM series").all()
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(DEADLINE)
 
     async def both() -> None:
         async with asyncio.TaskGroup() as tasks:
             slow = tasks.create_task(metrics._database.read(linger))
-            assert await asyncio.to_thread(entered.wait, 10)
+            assert await asyncio.to_thread(entered.wait, DEADLINE)
             await metrics.write_samples([sample(1)])
             assert not slow.done()
             leave.set()

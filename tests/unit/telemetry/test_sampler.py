@@ -13,6 +13,7 @@ from stoker.types.host import Device
 from stokerd.devices.inventory import Inventory
 from stokerd.telemetry import sampler as sampler_module
 from stokerd.telemetry.sampler import Sampler, device_samples, read_host
+from tests.harness import DEADLINE
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +28,10 @@ def home(tmp_path):
 
 
 async def sample_until(sampler: Sampler, condition: Callable[[], object]) -> None:
-    """Run it until *condition* holds, or fail after 10 s."""
+    """Run it until *condition* holds, or fail after `DEADLINE`."""
     task = asyncio.create_task(sampler.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not condition():
                 assert not task.done()
                 await asyncio.sleep(0.001)
