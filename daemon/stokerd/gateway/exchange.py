@@ -7,6 +7,7 @@ the request and then dies is not asked again, and no other is: what killed one w
 
 from __future__ import annotations
 
+import logging
 import time
 from time import monotonic
 
@@ -18,6 +19,8 @@ from stokerd.gateway.routing import order_replicas
 from stokerd.gateway.server import Connection
 from stokerd.gateway.upstream import UpstreamConnection
 from stokerd.gateway.wire import Arm
+
+log = logging.getLogger(__name__)
 
 
 class Call:
@@ -133,6 +136,11 @@ class Exchange:
             if not self._is_over:
                 self._try_next()
             return
+        except Exception:  # a bug of ours must not leave a client waiting
+            log.exception("no connection to %s can be made", self._address)
+            if not self._is_over:
+                self._fail(502, "upstream_failed", f"The replica {self._address} can't be asked: an error inside.")
+            return
         if self._is_over:
             pool.put(upstream)
         else:
@@ -176,6 +184,8 @@ class Exchange:
     def broken(self, upstream: UpstreamConnection, reason: str) -> None:
         """Try again, or give up."""
         self._upstream = None
+        if self._is_over:
+            return
         is_young = monotonic() - self._sent_at < self._gateway.limits.stale_seconds
         is_stale = upstream.is_reused and not upstream.has_answered and is_young
         if is_stale and not self._has_retried:

@@ -7,6 +7,7 @@ framed anew for the client, so that nothing a replica sends after an answer's en
 from __future__ import annotations
 
 import asyncio
+import logging
 from time import monotonic
 from typing import Protocol, cast
 
@@ -16,6 +17,7 @@ from stokerd.gateway.http1 import HOP_BY_HOP
 from stokerd.gateway.limits import Limits
 from stokerd.gateway.wire import split_address
 
+log = logging.getLogger(__name__)
 _NOTED = HOP_BY_HOP | {b"content-length", b"content-type", b"content-encoding"}
 _NOT_FORWARDED = HOP_BY_HOP | {b"content-length"}
 _BACKLOG_SECONDS = 0.01
@@ -140,12 +142,17 @@ class UpstreamConnection(asyncio.Protocol):
         piece = parts[0] if len(parts) == 1 else b"".join(parts)
         if parts:
             self._parts = []
-        if self._is_complete:
+        is_complete = self._is_complete
+        if is_complete:
             self._sink = None
             self._give_back()
-            sink.received(self, piece, True)
-        else:
-            sink.received(self, piece, False)
+        try:
+            sink.received(self, piece, is_complete)
+        except Exception:  # a bug of ours must not leave a client waiting
+            log.exception("an answer of %s can't be handed on", self.address)
+            self._sink = None
+            self._transport.abort()
+            sink.broken(self, "an error inside the gateway; its log has more")
 
     def _give_back(self) -> None:
         may_stay = self._keeps and not self._is_surplus and not self._transport.is_closing()
