@@ -58,8 +58,9 @@ faults: venv engine ## real processes, killed, stopped, starved and cut off in e
 	$(BIN)/pytest tests/system/faults
 
 .PHONY: bench
-bench: venv ## the gateway beside nginx, on one core (uses nginx and wrk where they are installed)
+bench: venv ## the gateway beside nginx, the daemon beside supervisord (nginx and wrk: where they are installed)
 	$(BIN)/python tests/bench/bench_gateway.py
+	$(BIN)/python tests/bench/bench_supervision.py
 
 .PHONY: lock
 lock: ## resolve pyproject.toml into configs/locks again
