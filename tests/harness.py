@@ -74,7 +74,11 @@ class Stokerd:
         self.client = Client(self.home.socket)
 
     def __enter__(self) -> Stokerd:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
