@@ -61,7 +61,7 @@ def test_uncorrected_errors_are_shown_and_each_rise_is_told(fake_nvml: Fleet) ->
 def test_a_gpu_that_is_lost_is_told_once_and_again_when_it_is_back(fake_nvml: Fleet) -> None:
     fake_nvml.play(Gpu(), Gpu())
     with inventory(fake_nvml.env()) as program:
-        program.until(lambda a: len(a.devices) == 2)
+        program.until(lambda a: len(a.devices) == 2 and "registered 1" in fake_nvml.calls())
         fake_nvml.set(1, state=LOST)
         answer = program.until(lambda a: a.events)
         assert place(answer.devices, {}, Request(2)) is None

@@ -280,8 +280,10 @@ class Store:
                     async for chunk in stream:
                         offset += len(chunk)
                         yield chunk
-                if over and offset == begin:
-                    return
+                if over:
+                    if offset == begin:
+                        return
+                    continue
             except NotFound:
                 if over:
                     return

@@ -20,7 +20,7 @@ from tests.system.faults.scene import Scene
 from tests.system.loop import add_version, deployment
 
 KILLS = 50
-EARLY = 0.35  # of them come before the daemon answers; the others up to so many seconds after that
+EARLY = 0.5  # of them come before the daemon answers; the others up to so many seconds after that
 LATE_SECONDS = 0.5
 ATTEMPT = "sleep 0.$STOKER_PAUSE; exit $((STOKER_ATTEMPT < STOKER_GOOD))"
 
