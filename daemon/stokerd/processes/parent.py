@@ -107,9 +107,12 @@ class Parent:
         go, start = os.pipe2(os.O_CLOEXEC)
         self._failure_pipe, failed = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
+        # What is sent to the child before it is the program waits until it is: our handlers there would swallow it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._child = os.fork()
         except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
             raise StartError(f"No process can be made: {error.strerror}.") from error
         if self._child == 0:
             try:
@@ -118,6 +121,7 @@ class Parent:
                 )
             finally:
                 os._exit(CANNOT_EXECUTE)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         for fd in (out, go, failed):
             os.close(fd)
         self._poll.register(self._log_pipe, select.POLLIN)

@@ -11,7 +11,7 @@ import pytest
 
 from stoker.errors import Invalid, Unavailable
 from stokerd.processes.states import Absent, Alive, Command
-from tests.process_kit import Bench
+from tests.process_kit import Bench, until
 
 
 def test_the_exit_code_and_both_output_streams_are_kept(bench: Bench) -> None:
@@ -183,3 +183,12 @@ def test_the_shim_is_light(bench: Bench) -> None:
     rss = int(status.partition("VmRSS:")[2].split()[0])
     assert rss < 12_288  # kB; a module like typing or pathlib among its imports would show here
     assert "Threads:\t1\n" in status  # PR_SET_PDEATHSIG follows the thread that forked
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_signal_that_comes_before_the_program_is_there_is_not_lost(bench: Bench, number: int) -> None:
+    process = f"p{number}"
+    bench.supervisor.start(process, bench.command("sleep", "600"))
+    until((bench.folder / process / "child.json").exists)  # written while the child waits for its go-ahead
+    os.kill(int(bench.record("child.json", process)["child"]["pid"]), signal.SIGTERM)
+    assert bench.exited(process).signal == signal.SIGTERM
