@@ -26,17 +26,14 @@ from stokerd.config import DaemonConfig
 from stokerd.devices import leases
 from stokerd.devices.events import DeviceEvent
 from stokerd.devices.inventory import Inventory
-from stokerd.loop import watch_loop
 from stokerd.notify import Service
 from stokerd.processes.groups import find_groups, name_of
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
-from stokerd.reconciler import Reconciler
+from stokerd.reconciler import Reconciler, watch_loop
 from stokerd.registry.models import Registry
 from stokerd.rollouts.rollouts import Rollouts
-from stokerd.serving.gateway import PROCESS_PREFIX as GATEWAY_PREFIX
 from stokerd.serving.gateway import GatewayLink
-from stokerd.serving.replicas import PROCESS_PREFIX as REPLICA_PREFIX
 from stokerd.serving.replicas import Replicas
 from stokerd.store.content import ContentStore
 from stokerd.store.migrate import migrate
@@ -47,11 +44,9 @@ from stokerd.tracking.reader import Tracking
 from stokerd.training.datasets import Datasets
 from stokerd.training.jobs import Jobs
 from stokerd.training.provenance import Provenance
-from stokerd.training.runs import PROCESS_PREFIX as RUN_PREFIX
 from stokerd.training.runs import Runs
 from stokerd.training.schedules import Schedules
 from stokerd.upkeep import UPKEEP_SECONDS, Upkeep
-from stokerd.wakes import Wakes
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_SECONDS = 10.0
@@ -122,11 +117,16 @@ class Daemon:
         content = await asyncio.to_thread(ContentStore, home.content)
         metrics = Metrics(home.metrics_db, max_age_seconds=config.metrics.max_age, max_bytes=config.metrics.max_bytes)
         stack.callback(metrics.close)
-        wakes = Wakes()
+        pokes: list[Callable[[], None]] = []
+
+        def poke(_process: str = "") -> None:
+            for each in pokes:
+                each()
+
         groups = await asyncio.to_thread(lambda: find_groups(name_of(home.root)))
         supervisor = Supervisor(
             home.processes,
-            on_change=wakes.of_process,
+            on_change=poke,
             log_segment_bytes=config.logs.segment_bytes,
             log_segments_kept=config.logs.segments,
             log_max_age_seconds=config.logs.max_age,
@@ -182,7 +182,7 @@ class Daemon:
             await store.write(lambda tx: tx.record("host", platform.node(), "ClockSet", message, seconds=seconds))
             await schedules.clock_was_set(seconds)
             await controller.clock_was_set()
-            wakes.all()
+            poke()
 
         api = server.build(
             [
@@ -200,8 +200,17 @@ class Daemon:
             stack.callback(lambda: home.socket.unlink(missing_ok=True))
         http = server.server_for(api)
 
-        reconcilers = _reconcilers(wakes, runs, schedules, gateway, replicas, controller)
-        store.on_event(wakes.of_events)
+        judging = Reconciler("rollouts", controller.step)
+        gateway.on_records(judging.poke)
+        reconcilers = [
+            Reconciler("runs", runs.step),
+            Reconciler("schedules", schedules.step),
+            Reconciler("gateway", gateway.step),
+            Reconciler("replicas", replicas.step),
+            judging,
+        ]
+        pokes += [r.poke for r in reconcilers]
+        store.on_event(poke)
         if self._ephemeral:
             stack.push_async_callback(end_all, supervisor)
         schedules.start()
@@ -212,7 +221,7 @@ class Daemon:
             start(Reconciler("gateway's records", gateway.pull).run())
             start(sampler.run())
             start(Reconciler("upkeep", Upkeep(home, config.logs).step, interval_seconds=UPKEEP_SECONDS).run())
-            watch_loop()
+            start(watch_loop())
             start(_record_events(device_events, store))
             start(watch_clock(on_clock_set))
             serving = loop.create_task(http.serve(sockets=[listener]))
@@ -221,7 +230,7 @@ class Daemon:
             start(self._service.notifier.run(lambda: http.started, f"serves {home.socket}"))
             await self._closing.wait()
             self._service.notifier.stopping()
-            http.end()
+            http.should_exit = True
             await serving
         log.info("stokerd ends")
 
@@ -251,25 +260,6 @@ class Daemon:
             devices_message=inventory.message,
             **figures,
         )
-
-
-def _reconcilers(
-    wakes: Wakes, runs: Runs, schedules: Schedules, gateway: GatewayLink, replicas: Replicas, controller: Rollouts
-) -> list[Reconciler]:
-    """One for each part, with what has it look again. All share the devices: whoever ends leaves some to the others."""
-    running = Reconciler("runs", runs.step)
-    firing = Reconciler("schedules", schedules.step)
-    fronting = Reconciler("gateway", gateway.step)
-    serving = Reconciler("replicas", replicas.step)
-    judging = Reconciler("rollouts", controller.step)
-    wakes.add(running, at_once={"run", "device"}, soon={"replica"}, processes=RUN_PREFIX)
-    wakes.add(firing, at_once={"schedule"})
-    wakes.add(fronting, at_once={"replica", "rollout"}, soon={"deployment"}, processes=GATEWAY_PREFIX)
-    wakes.add(serving, at_once={"deployment", "replica", "rollout", "device"}, soon={"run"}, processes=REPLICA_PREFIX)
-    wakes.add(judging, at_once={"rollout"}, soon={"replica", "deployment", "gateway"})
-    replicas.on_news(serving.poke)
-    gateway.on_records(lambda: judging.poke() if controller.is_active else None)
-    return [running, firing, fronting, serving, judging]
 
 
 def _with_leases(device: Device, held: list[Lease]) -> Device:

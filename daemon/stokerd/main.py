@@ -14,10 +14,9 @@ from pathlib import Path
 import stoker
 from stoker.errors import StokerError
 from stoker.paths import Home, find_home
-from stokerd import lean, notify
+from stokerd import notify
 from stokerd.app import Daemon, end_all, hold
 from stokerd.config import DaemonConfig, load_config
-from stokerd.loop import WatchedLoop
 from stokerd.processes.groups import find_groups, name_of
 from stokerd.processes.supervisor import Supervisor
 
@@ -74,7 +73,6 @@ async def _end(home: Home) -> None:
 def main() -> None:
     """Entry point."""
     arguments = _parser().parse_args()
-    lean.share_memory_of_threads()
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: then the log has what a daemon that hangs did
     notify.log_to_stderr(arguments.log_level, os.environ)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -88,8 +86,7 @@ def main() -> None:
             asyncio.run(_end(home))
             return
         config = load_config(arguments.config or home.config, required=arguments.config is not None)
-        with asyncio.Runner(loop_factory=WatchedLoop) as runner:
-            runner.run(_serve(home, config, service, ephemeral=arguments.ephemeral))
+        asyncio.run(_serve(home, config, service, ephemeral=arguments.ephemeral))
     except StokerError as error:
         mark = notify.prefix(logging.ERROR) if notify.is_journal(os.environ, sys.stderr.fileno()) else ""
         print(f"{mark}stokerd: {error}", file=sys.stderr)

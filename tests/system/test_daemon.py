@@ -182,9 +182,8 @@ def test_a_gateway_follows_changed_settings_when_the_daemon_starts_again(daemon:
         assert client.get("/models").status_code == 200
 
 
-def test_telemetry_is_kept_while_somebody_looks(daemon: Stokerd) -> None:
+def test_telemetry_is_kept_once_a_second(daemon: Stokerd) -> None:
     def look() -> bool:
-        daemon.client.host()
         series = daemon.client.request("GET", "/v1/series", params={"name": "host.*"})
         return len(series) >= 4 and all(len(s["points"]) >= 3 for s in series)
 

@@ -38,21 +38,16 @@ from stokerd.telemetry.quantiles import arm_stats
 log = logging.getLogger(__name__)
 ALPHA = 0.05  # chance, over a whole rollout and however often it is looked at, that a guard fails without a cause
 MAX_RECORDS = 200_000  # of one step; past that the newest are judged
-_LOOK_SECONDS = 1.0  # its steps have durations, and that the gateway follows a table is no event
 
 
 class Rollouts:
-    """The reconciler of rollouts, and what the API does with them.
-
-    ``is_active``: whether there was a rollout that is under way when it last looked.
-    """
+    """The reconciler of rollouts, and what the API does with them."""
 
     def __init__(self, store: Store, gateway: GatewayLink, metrics: Metrics) -> None:
         self._store = store
         self._gateway = gateway
         self._metrics = metrics
         self._elapsed = Elapsed()
-        self.is_active = False
 
     async def command(self, name: str, verb: machine.Verb, by: str) -> Rollout:
         """Pause, resume, promote or abort. Raises `NotFound`, or `Conflict` when the verb doesn't fit the state."""
@@ -72,34 +67,24 @@ class Rollouts:
 
     async def clock_was_set(self) -> None:
         """Start the steps that are on anew: requests are told from earlier ones by the time at which they began."""
-        rollouts = await self._store.read(lambda q: q.all(Rollout, phase={"stepping", "paused"}))
-        moment = now()
-        for rollout in rollouts:
-            self._elapsed.since(rollout.name, moment)  # counted from here on, should the clock be set again at once
 
         def save(tx: Transaction) -> None:
             for rollout in tx.all(Rollout, phase={"stepping", "paused"}):
                 assert isinstance(rollout.state, Stepping | Paused)
-                rollout.state = rollout.state.model_copy(update={"since": moment})
+                rollout.state = rollout.state.model_copy(update={"since": now()})
                 tx.save(rollout)
 
         await self._store.write(save)
 
-    async def step(self) -> float | None:
-        """Look at each active rollout once, and take its next step.
-
-        Returns in how many seconds to look again: None without one, as the start of a rollout is an event.
-        """
-        rollouts = await self._store.read(lambda q: q.all(Rollout, phase=ACTIVE_PHASES))
-        self.is_active = bool(rollouts)
-        for rollout in rollouts:
+    async def step(self) -> None:
+        """Look at each active rollout once, and take its next step."""
+        for rollout in await self._store.read(lambda q: q.all(Rollout, phase=ACTIVE_PHASES)):
             try:
                 await self._advance(rollout)
             except StokerError as error:
                 log.warning("rollout %s: %s", rollout.name, error)
             except Exception:  # it concerns this rollout alone
                 log.exception("rollout %s", rollout.name)
-        return _LOOK_SECONDS if rollouts else None
 
     async def _advance(self, rollout: Rollout) -> None:
         deployment, replicas = await self._store.read(lambda q: _around(q, rollout))
@@ -109,10 +94,11 @@ class Rollouts:
         if state is None:
             await self._store.write(lambda tx: self._keep_readings(tx, rollout))
             return
-        if isinstance(state, Stepping):
-            self._elapsed.since(rollout.name, state.since)  # counted from now on, whatever the clock is set to
         rollout.candidate_errors = await self._count_errors(rollout)
-        if await self._store.write(lambda tx: self._keep_state(tx, rollout, state, facts.verdict)):
+        saved = await self._store.write(lambda tx: self._keep_state(tx, rollout, state, facts.verdict))
+        if saved:
+            if isinstance(state, Stepping):
+                self._elapsed.since(rollout.name, state.since)  # counted from now on, whatever the clock is set to
             await self._move_traffic(rollout)
 
     def _judge(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import sys
 import time
@@ -26,7 +25,6 @@ from stokerd.processes.environment import inherited
 from stokerd.processes.logs import tail_lines
 from stokerd.processes.states import Absent, Alive, Bounds, Command, Exited, Lost, ending
 from stokerd.processes.supervisor import Supervisor
-from stokerd.serving.asking import ask
 from stokerd.serving.plan import route_table
 from stokerd.serving.probe import client_for
 from stokerd.store.store import Query, Store
@@ -35,7 +33,7 @@ from stokerd.telemetry.metrics import Metrics
 _PUSH_SECONDS = 1.0
 PROCESS_PREFIX = "gateway-"
 _GRACE_SECONDS = 35.0  # it finishes what is in flight first
-_WAIT_SECONDS = 60.0  # for records: as long as the gateway lets one wait
+_WAIT_SECONDS = 5.0
 _ASK_SECONDS = 5.0
 _DRAIN_ASK_SECONDS = 2.0  # it is asked again, and meanwhile all other replicas wait for the answer
 _BACKOFF_SECONDS = 0.5
@@ -47,8 +45,6 @@ START_SECONDS = 60.0  # as HANG_SECONDS, until it answers for the first time
 _HANG_GRACE_SECONDS = 2.0
 _OLD_SECONDS = 5.0  # what the gateway said longer ago is not what is
 _HURRY_SECONDS = 0.1
-_CHECK_SECONDS = 5.0  # while all is well: whether it still answers
-_REFRESH_SECONDS = 1.0  # the most that one waits to hear of the present traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +97,10 @@ class GatewayLink:
         self._ready_since: float | None = None
         self._state: dict[str, Any] = {}
         self._told_at = 0.0
-        self._asked_at = 0.0
+        self._asked_at: float | None = None
         self._silent_seconds = 0.0
         self._patience_seconds = HANG_SECONDS
         self._hang = ""
-        self._table: tuple[int, RouteTable] | None = None  # the present one, and how much had been written by then
-        self._refreshing = asyncio.Lock()
-        self._refreshed_at = 0.0
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -144,12 +137,10 @@ class GatewayLink:
                 await self._converse()
             case Exited() | Lost() as ended:
                 await self._ended(ended)
-        return _CHECK_SECONDS if self.phase == "ready" else _HURRY_SECONDS
+        return None if self.phase == "ready" else _HURRY_SECONDS
 
     async def _converse(self) -> None:
         """Hand over the table, and see from the answer, or its absence, how the gateway does."""
-        if not self._silent_seconds:
-            self._asked_at = time.monotonic()  # nobody had asked since the last answer: that was no silence
         try:
             await self.push()
         except httpx.HTTPStatusError as error:
@@ -188,7 +179,8 @@ class GatewayLink:
     async def _end_if_it_hangs(self) -> None:
         """Silence counts only while this daemon asks: after it was itself away, a gateway has done nothing wrong."""
         moment = time.monotonic()
-        self._silent_seconds += min(moment - self._asked_at, 3 * _ASK_SECONDS)
+        if self._asked_at is not None:
+            self._silent_seconds += min(moment - self._asked_at, 3 * _ASK_SECONDS)
         self._asked_at = moment
         if self._silent_seconds < self._patience_seconds:
             return
@@ -205,9 +197,9 @@ class GatewayLink:
         Raises httpx.TransportError when the gateway doesn't answer.
         """
         async with self._pushing:
-            table = await self._present_table()
+            table = await self._store.read(_table)
             if self.acknowledged is not None and self.acknowledged.routes == table.routes:
-                self._notice(await self._ask_state(_ASK_SECONDS))
+                self._notice(await self._get("/state"))
             if self.acknowledged is None or self.acknowledged.routes != table.routes:
                 response = await self._client.put("/routes", json=table.as_dict())
                 response.raise_for_status()
@@ -215,23 +207,8 @@ class GatewayLink:
                 self.acknowledged = table
             return self.acknowledged
 
-    async def _present_table(self) -> RouteTable:
-        """What the rows say; they are read only if something was written since the last time."""
-        writes = self._store.writes
-        if self._table is None or self._table[0] != writes:
-            self._table = (writes, await self._store.read(_table))
-        return self._table[1]
-
-    async def present_traffic(self, address: str, max_age_seconds: float) -> Traffic | None:
-        """What the gateway sees of the replica at *address*; None when it has not answered lately.
-
-        It is asked anew unless it told of it, or was asked in vain, within *max_age_seconds*.
-        """
-        async with self._refreshing:
-            if time.monotonic() - max(self._told_at, self._refreshed_at) >= max_age_seconds:
-                self._refreshed_at = time.monotonic()
-                with contextlib.suppress(httpx.HTTPError):
-                    self._notice(await self._ask_state(_REFRESH_SECONDS))
+    def traffic(self, address: str) -> Traffic | None:
+        """What the gateway sees of the replica at *address*; None when it has not answered lately."""
         if time.monotonic() - self._told_at > _OLD_SECONDS or "waiting" not in self._state:
             return None
         waited, received = self._state["waiting"].get(address, 0.0), self._state["received"].get(address, 0)
@@ -276,15 +253,6 @@ class GatewayLink:
             for listener in self._listeners:
                 listener()
         return 0.0
-
-    async def _ask_state(self, seconds: float) -> dict[str, Any]:
-        """What the gateway says of itself, in few words for those who ask often. Raises httpx.TransportError."""
-        head, _, body = (await ask(self._control, "/state", seconds) or "").partition("\r\n\r\n")
-        try:
-            state: dict[str, Any] = json.loads(body if head.startswith("HTTP/1.1 200 ") else "")
-        except ValueError:
-            raise httpx.ReadError(f"no state was told within {seconds:g} s") from None
-        return state
 
     async def _get(
         self, path: str, params: dict[str, Any] | None = None, *, timeout: float = _ASK_SECONDS

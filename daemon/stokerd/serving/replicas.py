@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,21 +35,18 @@ from stokerd.processes.states import Absent, Alive, Exited, Lost, ending
 from stokerd.processes.supervisor import Supervisor
 from stokerd.serving.engines import launch_digest
 from stokerd.serving.gateway import GatewayLink
-from stokerd.serving.health import Condition, GivenUp, Look, Sick, Well, diagnose, look_interval
+from stokerd.serving.health import GivenUp, Sick, Well, diagnose, look_interval
 from stokerd.serving.launching import Launcher
-from stokerd.serving.looks import ASK_SECONDS, Looks, Patient, look_at
-from stokerd.serving.plan import Change, after_failure, drained, health, is_let_off, scale
+from stokerd.serving.looks import ASK_SECONDS, Looks, look_at
+from stokerd.serving.plan import after_failure, drained, health, is_let_off, scale
 from stokerd.serving.probe import answers
-from stokerd.store.store import Query, Store, Transaction
+from stokerd.store.store import Store, Transaction
 
 log = logging.getLogger(__name__)
 PROCESS_PREFIX = "replica-"
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL: ENGINE_DRAIN_SECONDS, and as long again to take itself down
 _PATIENCE_SECONDS = 10.0
 _HURRY_SECONDS = 0.2  # while something starts or drains
-_LOOK_SECONDS = 1.0  # where nothing tells of what is waited for
-_HANDBACK_SECONDS = 0.5  # the driver is asked no sooner who is on a device
-_STATE_SECONDS = 1.0  # what the gateway said of a replica's traffic is as good as new
 _PROGRESS_LINES = 20
 _LAST_WORDS = 5
 
@@ -67,19 +63,10 @@ class Replicas:
         self._gateway = gateway
         self._launcher = Launcher(home, store, inventory, python)
         self._handbacks = Handbacks("replica", store, inventory)
-        self._looks = Looks(self._tell_news)
-        self._listeners: list[Callable[[], None]] = []
+        self._looks = Looks()
         self._elapsed = Elapsed()
         self._probes: dict[str, asyncio.Task[tuple[bool, str]]] = {}
         self._looked_since: dict[str, float] = {}
-
-    def on_news(self, listener: Callable[[], None]) -> None:
-        """Call *listener* whenever a look at a server that was ready left something to be done by `step`."""
-        self._listeners.append(listener)
-
-    def _tell_news(self) -> None:
-        for listener in self._listeners:
-            listener()
 
     async def close(self) -> None:
         """Stop asking; the servers go on."""
@@ -93,49 +80,28 @@ class Replicas:
         return self._launcher.log_of(replica)
 
     async def step(self) -> float | None:
-        """Compare what there should be with what there is, and take each replica's next step.
-
-        Returns in how many seconds to look again. None where only events can change anything: that a process started
-        or ended is told by the supervisor, what a look at a ready server came to by `on_news`, and each change of a
-        replica or a deployment is an event.
-        """
-        replicas, deployments = await self._scaled()
+        """Compare what there should be with what there is, and take each replica's next step."""
+        for deployment in await self._store.read(lambda q: q.all(Deployment)):
+            await self._store.write(partial(self._scale, name=deployment.name))
+        replicas, deployments = await self._store.read(
+            lambda q: (q.all(Replica), {d.name: d for d in q.all(Deployment)})
+        )
         async with asyncio.TaskGroup() as group:  # side by side: one that answers slowly holds nobody else up
-            tasks = [
+            for replica in replicas:
                 group.create_task(self._advance_safely(replica, deployments[replica.deployment]))
-                for replica in replicas
-            ]
-        waits = [task.result() for task in tasks]
-        replicas, present = await self._store.read(lambda q: (q.all(Replica), q.all(Deployment)))
-        if any(_news(deployment, replicas) for deployment in present):
-            await self._store.write(_report)
-        if self._sweep(replicas):
-            waits.append(_LOOK_SECONDS)
-        return min((wait for wait in waits if wait is not None), default=None)
-
-    async def _scaled(self) -> tuple[list[Replica], dict[str, Deployment]]:
-        """All replicas, once there are those that should be; and the deployments by name."""
-
-        def read(query: Query) -> tuple[list[Replica], dict[str, Deployment], list[str]]:
-            replicas, deployments = query.all(Replica), query.all(Deployment)
-            changing = [d.name for d in deployments if not _is_settled(query, d, _of(d, replicas))]
-            return replicas, {d.name: d for d in deployments}, changing
-
-        replicas, deployments, changing = await self._store.read(read)
-        if changing:
-            for name in changing:
-                await self._store.write(partial(self._scale, name=name))
-            replicas, deployments, _ = await self._store.read(read)
-        return replicas, deployments
+        await self._store.write(_report)
+        self._sweep(replicas)
+        return _next_look(replicas)
 
     @staticmethod
     def _scale(tx: Transaction, name: str) -> None:
         deployment = tx.get(Deployment, name)
+        rollout = tx.find(Rollout, deployment.rollout) if deployment.rollout else None
         replicas = tx.all(Replica, deployment=name)
         if deployment.deleting and not replicas:
             tx.delete(deployment, "DeploymentDeleted", f"deployment {name} is gone.")
             return
-        change = _change(tx, deployment, replicas)
+        change = scale(deployment, rollout, replicas)
         for version, index in change.create:
             replica = Replica(
                 name=f"{name}-v{version}-{index}",
@@ -150,51 +116,46 @@ class Replicas:
                 replica.wanted = False
                 tx.save(replica, "ReplicaRetired", f"{replica.name} is no longer wanted.")
 
-    async def _advance_safely(self, replica: Replica, deployment: Deployment) -> float | None:
+    async def _advance_safely(self, replica: Replica, deployment: Deployment) -> None:
         try:
             if replica.wanted:
-                return await self._advance(replica, deployment)
-            return await self._wind_down(replica, deployment)
+                await self._advance(replica, deployment)
+            else:
+                await self._wind_down(replica, deployment)
         except Unavailable as error:  # no disk, no file table: nothing is known or decided, so it is tried again
             log.warning("replica %s is held up: %s", replica.name, error)
-            return _LOOK_SECONDS
         except StokerError as error:  # it concerns this replica alone
             await self._failed(replica, deployment, str(error))
         except Exception as error:
             log.exception("replica %s", replica.name)
             await self._failed(replica, deployment, f"an error inside Stoker: {error!r}; the daemon's log has more")
-        return None
 
-    async def _advance(self, replica: Replica, deployment: Deployment) -> float | None:
+    async def _advance(self, replica: Replica, deployment: Deployment) -> None:
         match replica.state:
             case Pending() | ReplicaFailed() | BackingOff() as state:
                 if not await self._is_released(replica):
-                    return _HANDBACK_SECONDS  # the server before still ends, or its memory: the next one may need it
+                    return  # the server before still ends, or its memory: the next one may need it
                 if replica.devices:
                     replica.devices, replica.device_memory = [], None
                     await self._save(replica, state)
-                wait = self._until_due(replica, deployment)
-                return wait if wait is None or wait > 0 else await self._begin(replica, deployment)
+                if self._is_due(replica, deployment):
+                    await self._begin(replica, deployment)
             case Starting(process=process) as state:
                 match self._supervisor.observe(process):
                     case Absent():
                         self._supervisor.start(process, await self._launcher.command(replica, deployment))
-                        return _HURRY_SECONDS
                     case Alive():
                         await self._look_for_readiness(replica, deployment, state)
-                        return _HURRY_SECONDS
                     case Exited() | Lost() as ended:
                         await self._ended(replica, deployment, ended, "while it started")
             case Ready(process=process) | Unwell(process=process) as state:
                 match self._supervisor.observe(process):
-                    case Alive(pid=pid):
-                        wait = await self._look_after(replica, deployment, state)
-                        return _LOOK_SECONDS if pid is None else wait
+                    case Alive():
+                        await self._look_after(replica, deployment, state)
                     case Exited() | Lost() as ended:
                         await self._ended(replica, deployment, ended, "unasked")
                     case Absent():
                         await self._failed(replica, deployment, "its process is gone", with_log=True)
-        return None
 
     # Starting.
 
@@ -210,46 +171,42 @@ class Replicas:
             return False
         return await self._handbacks.is_done(replica.name, replica.devices)
 
-    def _until_due(self, replica: Replica, deployment: Deployment) -> float | None:
-        """Seconds until it is to be started; None: that isn't to be."""
+    def _is_due(self, replica: Replica, deployment: Deployment) -> bool:
         match replica.state:
             case Pending():
-                return 0.0
+                return True
             case BackingOff(retry_at=retry_at):
-                return self._elapsed.until(replica.name, retry_at, deployment.spec.restart.backoff_cap)
-        return None
+                return self._elapsed.has_come(replica.name, retry_at, deployment.spec.restart.backoff_cap)
+        return False
 
-    async def _begin(self, replica: Replica, deployment: Deployment) -> float | None:
-        """Take devices, check what can be checked beforehand, want a process, and start it."""
+    async def _begin(self, replica: Replica, deployment: Deployment) -> None:
+        """Take devices, check what can be checked beforehand, and want a process."""
         request = leases.Request(deployment.spec.devices, deployment.spec.device_memory)
-        if request.count:  # found out before anything is started: it may wait here for days
-            _, why = await self._store.read(lambda q: leases.find(q, self._inventory.devices(), request))
-            if why:
-                await self._wait(replica, why)
-                return _LOOK_SECONDS
+        _, why = await self._store.read(lambda q: leases.find(q, self._inventory.devices(), request))
+        if why:  # found out before anything is started: it may wait here for days
+            await self._wait(replica, why)
+            return
         problem = await self._launcher.problem(replica, deployment)
         if problem:
             await self._failed(replica, deployment, problem)
-            return None
+            return
         address = self._launcher.address(replica, deployment)
 
-        def save(tx: Transaction) -> Replica | None:
+        def save(tx: Transaction) -> None:
             current = tx.find(Replica, replica.name)
             if current is None or current.state != replica.state or not current.wanted:
-                return None
+                return
             devices, why = leases.find(tx, self._inventory.devices(), request)
             if why:
-                return None  # somebody else was faster; the next step says so
+                return  # somebody else was faster; the next step says so
             current.starts += 1
             current.devices = devices
             current.device_memory = request.memory if devices else None
             current.address = address
             current.state = Starting(process=f"{PROCESS_PREFIX}{replica.name}-{current.starts}", since=now())
             tx.save(current, "ReplicaStarting", f"{replica.name} starts (start number {current.starts}).")
-            return current
 
-        begun = await self._store.write(save)
-        return _LOOK_SECONDS if begun is None else await self._advance_safely(begun, deployment)
+        await self._store.write(save)
 
     async def _wait(self, replica: Replica, why: str) -> None:
         waiting = Pending(message=why)
@@ -289,28 +246,28 @@ class Replicas:
 
     # Being ready.
 
-    async def _look_after(self, replica: Replica, deployment: Deployment, state: Ready | Unwell) -> float | None:
+    async def _look_after(self, replica: Replica, deployment: Deployment, state: Ready | Unwell) -> None:
         """See that it still serves: `health` says what its looks come to."""
-        process, spec, condition = state.process, deployment.spec, state.phase
-        wait: float | None = None
-        if replica.failures and isinstance(state, Ready):
-            wait = spec.restart.healthy_after - self._elapsed.since(process, state.since)
-            if wait <= 0:
-                wait, replica.failures = None, 0
-                await self._save(replica, state)
+        process, engine, spec = state.process, self._launcher.engine(deployment), deployment.spec
+        is_healthy = isinstance(state, Ready) and self._elapsed.since(process, state.since) > spec.restart.healthy_after
+        if replica.failures and is_healthy:
+            replica.failures = 0
+            await self._save(replica, state)
+        condition = state.phase
+        traffic = partial(self._gateway.traffic, replica.address)
         vitals = self._looks.vitals(
-            process, Patient(condition, spec.stall_timeout, partial(self._look, replica, deployment))
+            process,
+            condition,
+            look_interval(spec.stall_timeout),
+            lambda: asyncio.create_task(look_at(replica.address, engine, condition, traffic, ASK_SECONDS)),
         )
-        if condition == "stalled":
-            if self._inference(process, replica, deployment)[0]:
-                await self._recovered(replica, state)
-                return None
-            wait = _LOOK_SECONDS  # no look tells what the inference came to
+        if condition == "stalled" and self._inference(process, replica, deployment)[0]:
+            await self._recovered(replica, state)
+            return
         if vitals is None:
-            return wait
+            return
         match diagnose(vitals, condition, spec.stall_timeout):
             case Sick(phase=phase, seconds=seconds, why=why):
-                self._looks.counts_as(process, phase)
                 unwell = Unwell(
                     phase=phase,
                     process=process,
@@ -325,18 +282,10 @@ class Replicas:
                 await self._recovered(replica, state)
             case GivenUp(why=why):
                 await self._failed(replica, deployment, why, with_log=True)
-        return wait
-
-    async def _look(self, replica: Replica, deployment: Deployment, condition: Condition) -> Look:
-        """Look at the server of *replica* once, with what the gateway sees of it now."""
-        freshness = min(look_interval(deployment.spec.stall_timeout), _STATE_SECONDS)
-        traffic = partial(self._gateway.present_traffic, replica.address, freshness)
-        return await look_at(replica.address, self._launcher.engine(deployment), condition, traffic, ASK_SECONDS)
 
     async def _recovered(self, replica: Replica, state: Ready | Unwell) -> None:
         seconds = self._elapsed.since(state.process, state.since)
         self._looks.begin_anew(state.process)
-        self._looks.counts_as(state.process, "ready")
         if (probe := self._probes.pop(state.process, None)) is not None:
             probe.cancel()
         ready = Ready(process=state.process, since=now())
@@ -371,7 +320,7 @@ class Replicas:
         reason = "ReplicaFailed" if isinstance(state, ReplicaFailed) else "ReplicaBackingOff"
         await self._save(replica, state, reason, f"{replica.name}: {state.message}", before=before, log=lines)
 
-    async def _wind_down(self, replica: Replica, deployment: Deployment) -> float | None:
+    async def _wind_down(self, replica: Replica, deployment: Deployment) -> None:
         match replica.state:
             case Ready(process=process) | Unwell(process=process):
                 draining = Draining(process=process, since=now())
@@ -383,27 +332,23 @@ class Replicas:
                     replica, self._gateway.acknowledged, flight, deployment.spec.drain_timeout, waited
                 ):
                     await self._stop(replica, process, f"{replica.name} stops; {flight or 0} in flight.")
-                return _HURRY_SECONDS
             case Starting(process=process):
                 await self._stop(replica, process, f"{replica.name} stops.")
             case Stopping(process=process):
                 if isinstance(self._supervisor.observe(process), Alive):
-                    self._supervisor.stop(process, GRACE_SECONDS)  # asked again and again, in case its shim hangs
-                    return _LOOK_SECONDS
-                return await self._delete_when_released(replica)
+                    self._supervisor.stop(process, GRACE_SECONDS)
+                elif await self._is_released(replica):
+                    await self._delete(replica)
             case Pending() | BackingOff() | ReplicaFailed():
-                return await self._delete_when_released(replica)
-        return None
+                if await self._is_released(replica):
+                    await self._delete(replica)
 
     async def _stop(self, replica: Replica, process: str, said: str) -> None:
         await self._save(replica, Stopping(process=process, since=now()), "ReplicaStopping", said)
 
-    async def _delete_when_released(self, replica: Replica) -> float | None:
-        if not await self._is_released(replica):
-            return _HANDBACK_SECONDS
+    async def _delete(self, replica: Replica) -> None:
         self._launcher.tidy(replica)
         await self._store.write(lambda tx: tx.delete(replica, "ReplicaStopped", f"{replica.name} is gone."))
-        return None
 
     async def _save(
         self,
@@ -427,47 +372,31 @@ class Replicas:
 
         await self._store.write(save)
 
-    def _sweep(self, replicas: list[Replica]) -> bool:
-        """End and forget processes that no replica speaks of any more. Says whether there were any."""
+    def _sweep(self, replicas: list[Replica]) -> None:
+        """End and forget processes that no replica speaks of any more."""
         kept = {getattr(r.state, "process", "") for r in replicas}
         for process in set(self._probes) - kept:
             self._probes.pop(process).cancel()
         for process in set(self._looked_since) - kept:
             del self._looked_since[process]
-        self._looks.keep_only({r.state.process for r in replicas if r.wanted and isinstance(r.state, Ready | Unwell)})
+        self._looks.keep_only(kept)
         self._handbacks.keep_only({r.name for r in replicas})
-        return self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
+        self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
 
 
-def _of(deployment: Deployment, replicas: Sequence[Replica]) -> list[Replica]:
-    return [r for r in replicas if r.deployment == deployment.name]
-
-
-def _change(query: Query, deployment: Deployment, replicas: Sequence[Replica]) -> Change:
-    """What is to change of its *replicas*."""
-    rollout = query.find(Rollout, deployment.rollout) if deployment.rollout else None
-    return scale(deployment, rollout, replicas)
-
-
-def _is_settled(query: Query, deployment: Deployment, replicas: Sequence[Replica]) -> bool:
-    """Whether its *replicas* are those that should be; without any, one that is being deleted is not."""
-    if deployment.deleting and not replicas:
-        return False
-    return _change(query, deployment, replicas) == Change((), ())
-
-
-def _news(deployment: Deployment, replicas: Sequence[Replica]) -> tuple[str, str] | None:
-    """Its phase and message, where they are others than were last told."""
-    found = health(deployment, _of(deployment, replicas))
-    return None if found == (deployment.phase, deployment.message) else found
+def _next_look(replicas: list[Replica]) -> float | None:
+    """In how many seconds something may be due; None: no hurry."""
+    moment = now()
+    waits = [_HURRY_SECONDS for r in replicas if isinstance(r.state, Starting | Draining)]
+    waits += [(r.state.retry_at - moment).total_seconds() for r in replicas if isinstance(r.state, BackingOff)]
+    return max(min(waits), _HURRY_SECONDS) if waits else None
 
 
 def _report(tx: Transaction) -> None:
     """Sum up each deployment's health, with an event when it changes."""
-    replicas = tx.all(Replica)
     for deployment in tx.all(Deployment):
-        if (news := _news(deployment, replicas)) is not None:
-            phase, message = news
+        phase, message = health(deployment, tx.all(Replica, deployment=deployment.name))
+        if (deployment.phase, deployment.message) != (phase, message):
             reason = f"Deployment{phase.capitalize()}" if deployment.phase != phase else ""
             deployment.phase, deployment.message = phase, message  # type: ignore[assignment]
             tx.save(deployment, reason, f"deployment {deployment.name} is {phase}{': ' + message if message else ''}.")

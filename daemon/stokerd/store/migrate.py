@@ -7,7 +7,9 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Engine
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy.exc import OperationalError
 
 from stoker.errors import Conflict, Unavailable
@@ -17,21 +19,19 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 KEPT_BACKUPS = 5
 
 
-def revisions() -> list[str]:
-    """All schema revisions up to this program's own: the numbers with which the files of the migrations begin."""
-    return sorted(path.name.partition("_")[0] for path in (_SCRIPTS / "versions").glob("[0-9]*.py"))
-
-
 def migrate(path: Path, backups: Path) -> Path | None:
     """Upgrade the database at *path*, or make it. Returns the backup that was made first (None for a new database).
 
     Raises `Conflict` for a database of a newer Stoker and `Unavailable` for one that can't be read or written; neither
     changes it.
     """
-    revision, known, saved = None, revisions(), None
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS))
+    script = ScriptDirectory.from_config(config)
+    saved = None
     if path.exists() and path.stat().st_size:
         revision = _revision(path, backups)
-        if revision is not None and revision not in known:
+        if revision is not None and revision not in {r.revision for r in script.walk_revisions()}:
             raise Conflict(
                 f"{path} has schema {revision}, which this version of Stoker doesn't know; it was left untouched.",
                 "Start the newer Stoker that made it, or another home.",
@@ -41,11 +41,9 @@ def migrate(path: Path, backups: Path) -> Path | None:
     try:
         engine = open_engine(path, synchronous="FULL")
         try:
-            if revision == known[-1]:
-                with engine.execution_options(immediate=True).begin():
-                    pass  # so it can be written
-            else:
-                _upgrade(engine)
+            with engine.connect() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
         finally:
             engine.dispose()
     except OperationalError as error:
@@ -55,17 +53,6 @@ def migrate(path: Path, backups: Path) -> Path | None:
             code="database-unavailable",
         ) from error
     return saved
-
-
-def _upgrade(engine: Engine) -> None:
-    from alembic import command  # with what it loads, 10 MB, of which a daemon seldom has any use
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(_SCRIPTS))
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
 
 
 def _revision(path: Path, backups: Path) -> str | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from stoker.errors import Invalid, Unavailable
+from stoker.errors import Invalid
 from stoker.types.host import Series, TrafficStats
 from stokerd.gateway.wire import Record
 from stokerd.telemetry import retention, series, traffic
@@ -18,8 +16,6 @@ from stokerd.telemetry.series import Sample
 
 __all__ = ["Metrics", "Sample"]
 
-MOST_KEPT = 20_000  # samples in memory, about 4 MB: ten minutes of eight GPUs, should the disk be full
-
 
 class Metrics:
     """metrics.db: large and expendable. WAL, synchronous=NORMAL, one writer thread, bounded by age and bytes.
@@ -27,12 +23,6 @@ class Metrics:
     Every method may raise `Unavailable` (disk full, file locked or unwritable): nothing of that call was stored, and
     a later call may work. A file that is damaged, or of another schema version, is set aside as
     ``metrics.db.corrupt-TIME`` and started anew, also while the daemon runs; of those, the newest is kept.
-
-    Samples may be handed in one by one, by `keep`: they wait in memory for `flush`, since a transaction costs as much
-    as a hundred of them. Whoever reads series sees them all the same. What waits is lost with the process: flush once a
-    minute, and a daemon that is killed loses a minute of drawings and nothing else.
-
-    ``dropped`` counts samples that were kept in vain, ``grown`` the rows that were stored since the last `trim`.
 
     Args:
         path: the file.
@@ -47,34 +37,10 @@ class Metrics:
         self._max_age_seconds = max_age_seconds
         self._max_bytes = max_bytes
         self._database = Database(path, reserve_bytes=reserve_bytes)
-        self._kept: list[Sample] = []
-        self._flushing = asyncio.Lock()
-        self.dropped = 0
-        self.grown = 0
-
-    def keep(self, samples: Sequence[Sample]) -> None:
-        """Let *samples* wait for the next `flush`; beyond `MOST_KEPT`, the oldest are dropped. Never raises."""
-        self._kept += samples
-        excess = max(len(self._kept) - MOST_KEPT, 0)
-        del self._kept[:excess]
-        self.dropped += excess
-
-    async def flush(self) -> None:
-        """Store what is kept; after an error it still is."""
-        async with self._flushing:
-            taken, self._kept = self._kept, []
-            try:
-                await self.write_samples(taken)
-            except BaseException:  # cancelled: it may be stored by now, and a second time changes nothing
-                taken, self._kept = self._kept, taken
-                self.keep(taken)
-                raise
 
     async def write_samples(self, samples: Sequence[Sample]) -> None:
         """Store *samples*: all, or none. NaN and infinities are dropped."""
-        if samples:
-            await self._database.write(lambda c: series.write(c, samples))
-            self.grown += len(samples)
+        await self._database.write(lambda c: series.write(c, samples))
 
     async def series(self, name: str, *, since: float, until: float, max_points: int) -> list[Series]:
         """Read the series of that *name*, or all whose names begin as it does before a closing ``*``.
@@ -90,8 +56,6 @@ class Metrics:
         """
         if max_points < 1:
             raise Invalid(f"max_points is {max_points}: expected 1 or more.")
-        with contextlib.suppress(Unavailable):  # what is stored can be read from a full disk, too
-            await self.flush()
         return await self._database.read(
             lambda c: series.read(c, name, since=since, until=until, max_points=max_points)
         )
@@ -99,7 +63,6 @@ class Metrics:
     async def write_records(self, epoch: str, records: Sequence[Record]) -> None:
         """Store what the gateway measured in its life *epoch*: all, or none. A record stored before is left alone."""
         await self._database.write(lambda c: traffic.write(c, epoch, records, now=time.time()))
-        self.grown += len(records)
 
     async def records(
         self, deployment: str, *, since: float, arms: Collection[str] | None = None, limit: int = 20000
@@ -128,7 +91,6 @@ class Metrics:
 
     async def trim(self) -> None:
         """Forget what is too old, then the oldest of what is too much. Writers get in between its short steps."""
-        grown = self.grown
         now_ms = round(time.time() * 1000)
         too_old = now_ms - round(self._max_age_seconds * 1000)
         await self._forget(too_old)
@@ -144,7 +106,6 @@ class Metrics:
         free = found.file_bytes - found.used_bytes
         if is_too_large or free > retention.MAX_FREE * found.file_bytes:
             await self._database.shrink()
-        self.grown -= grown
 
     async def _forget(self, before_ms: int) -> None:
         for origin in await self._database.read(retention.origins):
@@ -152,5 +113,5 @@ class Metrics:
             await self._database.write(forget, ignore_reserve=True)
 
     def close(self) -> None:
-        """Finish what is queued and close the file. What is kept is lost: `flush` first."""
+        """Finish what is queued and close the file."""
         self._database.close()

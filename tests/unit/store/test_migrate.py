@@ -1,23 +1,19 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlmodel import Session, SQLModel
 
 from stoker.errors import Conflict, Unavailable
 from stoker.types.serving import Deployment, Replica
 from stokerd.serving.engines import launch_digest
-from stokerd.store import migrate as migrate_module
 from stokerd.store import tables
-from stokerd.store.migrate import KEPT_BACKUPS, migrate, revisions
+from stokerd.store.migrate import KEPT_BACKUPS, migrate
 from stokerd.store.store import Query, open_engine
 
 OLD_DATABASES = Path(__file__).parents[2] / "data"
@@ -42,25 +38,6 @@ def test_a_database_is_backed_up_before_anything_touches_it_and_old_backups_go(t
     assert kept == saved[-KEPT_BACKUPS:]
     with closing(sqlite3.connect(kept[-1])) as backup:
         assert backup.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
-
-
-def test_the_files_names_say_which_schemas_there_are() -> None:
-    script = ScriptDirectory(str(Path(migrate_module.__file__).parent / "migrations"))
-    assert revisions() == sorted(r.revision for r in script.walk_revisions())
-    assert revisions()[-1] == script.get_current_head()
-
-
-def test_alembic_is_loaded_only_to_change_something(tmp_path: Path) -> None:
-    """It takes memory that a daemon would hold for all its life."""
-    migrate(tmp_path / "state.db", tmp_path / "backups")
-    program = f"""
-import sys
-from pathlib import Path
-from stokerd.store.migrate import migrate
-assert migrate(Path({str(tmp_path)!r}, "state.db"), Path({str(tmp_path)!r}, "backups"))
-print([m for m in ("alembic", "mako") if m in sys.modules])
-"""
-    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"
 
 
 def test_a_newer_schema_is_left_untouched(tmp_path: Path) -> None:

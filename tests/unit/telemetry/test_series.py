@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from stoker.errors import Invalid
 from stoker.types.host import Series
-from stokerd.telemetry import metrics as metrics_module
 from stokerd.telemetry.metrics import Sample
 from stokerd.telemetry.series import bucket_width
 
@@ -27,34 +26,6 @@ def test_what_was_written_is_read_with_its_unit_and_labels(run, metrics):
     assert found == [
         Series(name="device.power_watts", unit="percent", labels={"uuid": "GPU-0", "index": "0"}, points=[(10.5, 1.25)])
     ]
-
-
-def test_what_is_kept_in_memory_is_read_too(run, open_metrics):
-    metrics = open_metrics()
-    for time in range(5):
-        metrics.keep([sample(time, 1), sample(time, 2, "host.disk_free_bytes")])
-    found = run(metrics.series("host.*", since=0, until=20, max_points=10))
-    assert [len(s.points) for s in found] == [5, 5]
-    metrics.close()
-    found = run(open_metrics().series("host.*", since=0, until=20, max_points=10))
-    assert [len(s.points) for s in found] == [5, 5]
-
-
-def test_what_is_stored_is_read_while_no_more_can_be_and_the_newest_of_what_is_kept_later(
-    run, open_metrics, monkeypatch
-):
-    monkeypatch.setattr(metrics_module, "MOST_KEPT", 3)
-    run(open_metrics().write_samples([sample(1, 1)]))
-    full = open_metrics(reserve_bytes=1 << 62)
-    for time in range(2, 7):
-        full.keep([sample(time, time)])
-    (found,) = run(full.series("host.load_1m", since=0, until=20, max_points=10))
-    assert found.points == [(1, 1)]
-    assert full.dropped == 2
-    monkeypatch.setattr(full._database, "_reserve_bytes", 0)
-    run(full.flush())
-    (found,) = run(full.series("host.load_1m", since=0, until=20, max_points=10))
-    assert found.points == [(1, 1), (4, 4), (5, 5), (6, 6)]
 
 
 def test_the_order_of_labels_makes_no_other_series(run, metrics):
