@@ -38,7 +38,7 @@ from stokerd.store.content import ContentStore
 from stokerd.store.store import Query, Store, Transaction
 from stokerd.tracking.reader import Tracking
 from stokerd.training.command import Places, command_of, newest_checkpoint
-from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure
+from stokerd.training.transitions import after_failure, longest_wait
 
 log = logging.getLogger(__name__)
 PROCESS_PREFIX = "run-"
@@ -102,7 +102,7 @@ class Runs:
     async def _advance(self, run: Run) -> None:
         match run.state:
             case Queued(not_before=not_before):
-                if self._elapsed.has_come(run.name, not_before, BACKOFF_CAP_SECONDS):
+                if self._elapsed.has_come(run.name, not_before, longest_wait(run)):
                     await self._store.write(lambda tx: self._claim(tx, run.name))
             case Running(process=process, started_at=started_at):
                 match self._supervisor.observe(process):

@@ -14,7 +14,7 @@ BACKOFF_CAP_SECONDS = 600.0
 def after_failure(run: Run, why: str, observed: Exited | Lost | None, moment: datetime) -> Queued | Failed | RunLost:
     """Queued again while retries are left, waiting twice as long each time; else lost, if it was cut off, or failed."""
     if run.attempt <= run.spec.retries:
-        seconds = backoff_seconds(run.name, run.attempt, run.spec.backoff, BACKOFF_CAP_SECONDS)
+        seconds = _wait_after(run, run.attempt)
         was = "was lost" if isinstance(observed, Lost) else "failed"
         return Queued(not_before=moment + timedelta(seconds=seconds), why=f"attempt {run.attempt} {was}: {why}.")
     attempts = "" if run.attempt == 1 else f", at attempt {run.attempt} of {run.spec.retries + 1}"
@@ -29,3 +29,12 @@ def after_failure(run: Run, why: str, observed: Exited | Lost | None, moment: da
         exit_code=exited.exit_code if exited else None,
         signal=exited.signal if exited else None,
     )
+
+
+def longest_wait(run: Run) -> float:
+    """The most seconds for which a queued *run* is to wait for its moment, whatever the clock was set to since."""
+    return 0.0 if run.attempt == 1 else _wait_after(run, run.attempt - 1)
+
+
+def _wait_after(run: Run, attempt: int) -> float:
+    return backoff_seconds(run.name, attempt, run.spec.backoff, BACKOFF_CAP_SECONDS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stoker.types.training import Failed, JobSpec, Queued, Run, RunLost, Running
 from stokerd.backoff import JITTER
 from stokerd.processes.states import Exited, Lost, ending
-from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure
+from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure, longest_wait
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -47,3 +47,11 @@ def test_a_run_that_was_cut_off_is_retried_like_others_and_lost_when_no_retry_is
     lost = after_failure(run(2, 1), "the machine went down", Lost("x", by_reboot=True), NOW)
     assert isinstance(lost, RunLost)
     assert "at attempt 2 of 2" in lost.message
+
+
+def test_a_clock_that_is_set_back_makes_no_run_wait_longer_than_it_was_to() -> None:
+    assert longest_wait(run(1, 3)) == 0
+    retried = after_failure(run(2, 3), "it broke", None, NOW)
+    assert isinstance(retried, Queued)
+    waits = (retried.not_before - NOW).total_seconds()
+    assert abs(longest_wait(run(3, 3)) - waits) < 1e-5  # datetimes count microseconds
