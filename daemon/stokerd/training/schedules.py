@@ -19,7 +19,7 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from stoker.errors import InvalidSpec, StokerError
+from stoker.errors import InvalidSpec, StokerError, Unavailable
 from stoker.types.base import now
 from stoker.types.training import Schedule, ScheduleSpec
 from stokerd.store.store import Store, Transaction
@@ -92,6 +92,15 @@ def _since(schedule: Schedule) -> datetime:
     return max(schedule.last_fired_at or schedule.spec_set_at, schedule.spec_set_at)
 
 
+def _settle(tx: Transaction, name: str, moment: datetime, reason: str, message: str, **data: int) -> None:
+    """Tell what came of the firings up to *moment*, and never look at them again: a crash does neither or both."""
+    schedule = tx.find(Schedule, name)
+    if schedule is not None:
+        schedule.last_fired_at = moment
+        tx.save(schedule)
+    tx.record("schedule", name, reason, message, **data)
+
+
 class Schedules:
     """Loads schedules into APScheduler and makes runs when they fire."""
 
@@ -120,7 +129,11 @@ class Schedules:
         self._loaded.clear()
 
     async def step(self) -> None:
-        """Bring APScheduler's jobs in line with the rows; make up for what was missed."""
+        """Bring APScheduler's jobs in line with the rows; make up for what was missed.
+
+        Raises `Unavailable` when the disk did not allow it for some of them: call it again.
+        """
+        held_up: Unavailable | None = None
         schedules = await self._store.read(lambda q: q.all(Schedule))
         wanted = {s.name: s for s in schedules if not s.spec.paused}
         for name in set(self._loaded) - set(wanted):
@@ -132,9 +145,14 @@ class Schedules:
             if self._loaded.get(name) != fingerprint:
                 try:
                     await self._load(schedule)
+                except Unavailable as error:
+                    held_up = error
+                    continue
                 except Exception:  # it concerns this schedule alone
                     log.exception("schedule %s could not be loaded; it is tried again when it changes", name)
                 self._loaded[name] = fingerprint
+        if held_up is not None:
+            raise held_up
 
     async def _load(self, schedule: Schedule) -> None:
         trigger = trigger_of(schedule.spec, schedule.created_at)
@@ -168,7 +186,7 @@ class Schedules:
         skipped = len(moments) - len(made_up)
         message = f"{schedule.name} missed {len(moments)} firing(s); {len(made_up)} made up for."
         await self._store.write(
-            lambda tx: tx.record("schedule", schedule.name, "ScheduleMisfired", message, skipped=skipped)
+            lambda tx: _settle(tx, schedule.name, moments[-1], "ScheduleMisfired", message, skipped=skipped)
         )
         await self._remember(schedule.name, moments[-1])
 
@@ -198,7 +216,7 @@ class Schedules:
         except StokerError as error:
             reason, message = "ScheduleFailed", f"{name} could not make a run: {error}"
             log.warning("schedule %s", message)
-        await self._store.write(lambda tx: tx.record("schedule", name, reason, message))
+        await self._store.write(lambda tx: _settle(tx, name, moment, reason, message))
 
     async def _remember(self, name: str, fired: datetime | None) -> None:
         job = self._scheduler.get_job(name)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.errors import InvalidSpec
+from stoker.errors import Conflict, InvalidSpec
 from stoker.types.base import now
-from stoker.types.training import Schedule, ScheduleSpec
+from stoker.types.training import Run, Schedule, ScheduleSpec
 from stokerd.store.migrate import migrate
 from stokerd.store.store import Store
-from stokerd.training.schedules import MAX_MADE_UP, due, resume_intervals, trigger_of
+from stokerd.training.schedules import MAX_MADE_UP, Schedules, due, resume_intervals, trigger_of
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -86,3 +86,31 @@ def test_when_the_clock_is_set_back_an_interval_goes_on_from_now_and_nothing_fir
     assert cron == settled
     assert interval.last_fired_at is not None
     assert interval.last_fired_at <= now()
+
+
+class NoJobs:
+    """Makes no run, and says so."""
+
+    async def create_run(self, job: str, _params: dict[str, object], *, key: str) -> Run:
+        raise Conflict(f"job {job} makes no run for {key}.")
+
+
+def test_what_is_told_of_a_firing_settles_it_at_once(tmp_path: Path) -> None:
+    """Else a daemon that is killed in between would tell of it twice."""
+    moment = START + timedelta(minutes=1)
+
+    async def work() -> None:
+        store = Store(tmp_path / "state.db")
+        schedules = Schedules(store, NoJobs())  # type: ignore[arg-type]
+        made = Schedule(name="s", spec=spec(interval=60), spec_set_at=START)
+        try:
+            await store.write(lambda tx: tx.save(made))
+            await schedules._run("s", moment)
+            schedule, events = await store.read(lambda q: (q.get(Schedule, "s"), q.events(0)))
+        finally:
+            store.close()
+        assert schedule.last_fired_at == moment
+        assert [e.reason for e in events] == ["ScheduleFailed"]
+
+    migrate(tmp_path / "state.db", tmp_path / "backups")
+    asyncio.run(work())
