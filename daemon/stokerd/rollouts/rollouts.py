@@ -67,11 +67,15 @@ class Rollouts:
 
     async def clock_was_set(self) -> None:
         """Start the steps that are on anew: requests are told from earlier ones by the time at which they began."""
+        rollouts = await self._store.read(lambda q: q.all(Rollout, phase={"stepping", "paused"}))
+        moment = now()
+        for rollout in rollouts:
+            self._elapsed.since(rollout.name, moment)  # counted from here on, should the clock be set again at once
 
         def save(tx: Transaction) -> None:
             for rollout in tx.all(Rollout, phase={"stepping", "paused"}):
                 assert isinstance(rollout.state, Stepping | Paused)
-                rollout.state = rollout.state.model_copy(update={"since": now()})
+                rollout.state = rollout.state.model_copy(update={"since": moment})
                 tx.save(rollout)
 
         await self._store.write(save)
@@ -94,11 +98,10 @@ class Rollouts:
         if state is None:
             await self._store.write(lambda tx: self._keep_readings(tx, rollout))
             return
+        if isinstance(state, Stepping):
+            self._elapsed.since(rollout.name, state.since)  # counted from now on, whatever the clock is set to
         rollout.candidate_errors = await self._count_errors(rollout)
-        saved = await self._store.write(lambda tx: self._keep_state(tx, rollout, state, facts.verdict))
-        if saved:
-            if isinstance(state, Stepping):
-                self._elapsed.since(rollout.name, state.since)  # counted from now on, whatever the clock is set to
+        if await self._store.write(lambda tx: self._keep_state(tx, rollout, state, facts.verdict)):
             await self._move_traffic(rollout)
 
     def _judge(
