@@ -109,10 +109,16 @@ def test_a_port_that_somebody_else_has_is_said_and_taken_when_it_is_free(world: 
         assert ask(client) == "I am one"
 
 
+def damage(database: Path) -> None:
+    """Spoil it with its write-ahead log, from which SQLite could mend it as long as the log has every page."""
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        path.write_bytes(b"damaged " * 4096)
+
+
 def test_a_damaged_metrics_db_is_set_aside_and_telemetry_goes_on(world: Scene, shared: Scene) -> None:
     wait_for(lambda: shared.client.request("GET", "/v1/series", params={"name": "host.*"}), "telemetry is kept")
     shared.kill()
-    shared.home.metrics_db.write_bytes(b"damaged " * 4096)
+    damage(shared.home.metrics_db)
     shared.start()
     wait_for(lambda: shared.client.request("GET", "/v1/series", params={"name": "host.*"}), "telemetry goes on")
     assert list(shared.root.glob("metrics.db.corrupt-*"))
