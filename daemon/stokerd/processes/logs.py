@@ -116,16 +116,25 @@ async def follow(path: Path, offset: int, is_done: Callable[[], bool]) -> AsyncI
         await asyncio.sleep(POLL_SECONDS)
 
 
-def tail_lines(path: Path, n: int) -> list[str]:
+def log_end(path: Path) -> int:
+    """The offset at which the log *path* ends now; 0 when there's none or it can't be read."""
+    try:
+        return read_log(path, -1)[1]
+    except OSError:
+        return 0
+
+
+def tail_lines(path: Path, n: int, *, since: int = 0) -> list[str]:
     """Return the last *n* lines (of the last 256 KiB) of the log *path*, oldest first, for messages.
 
-    Of a line that was written over (a progress bar) the last state is given. Empty when there's no log or it can't
-    be read.
+    Only what was written from the offset *since* on counts: what stands before it another process said. Of a line that
+    was written over (a progress bar) the last state is given. Empty when there's no log or it can't be read.
     """
     try:
-        data, _ = read_log(path, -_TAIL_BYTES, limit_bytes=_TAIL_BYTES)
+        data, end = read_log(path, -_TAIL_BYTES, limit_bytes=_TAIL_BYTES)
     except OSError:
         return []
+    data = data[max(since - (end - len(data)), 0) :]
     lines = data.decode(errors="replace").rstrip().split("\n")
     return [line.rstrip("\r").rpartition("\r")[2] for line in lines[-n:]] if n > 0 and data else []
 

@@ -30,7 +30,7 @@ from stokerd.clock import Elapsed
 from stokerd.devices import leases
 from stokerd.devices.handback import Handbacks
 from stokerd.devices.inventory import Inventory
-from stokerd.processes.logs import tail_lines
+from stokerd.processes.logs import log_end, tail_lines
 from stokerd.processes.states import Absent, Alive, Exited, Lost, ending
 from stokerd.processes.supervisor import Supervisor
 from stokerd.serving.engines import launch_digest
@@ -67,6 +67,7 @@ class Replicas:
         self._elapsed = Elapsed()
         self._probes: dict[str, asyncio.Task[tuple[bool, str]]] = {}
         self._looked_since: dict[str, float] = {}
+        self._log_begins: dict[str, int] = {}
 
     async def close(self) -> None:
         """Stop asking; the servers go on."""
@@ -143,7 +144,9 @@ class Replicas:
             case Starting(process=process) as state:
                 match self._supervisor.observe(process):
                     case Absent():
-                        self._supervisor.start(process, await self._launcher.command(replica, deployment))
+                        command = await self._launcher.command(replica, deployment)
+                        self._log_begins[process] = await asyncio.to_thread(log_end, self.log_of(replica.name))
+                        self._supervisor.start(process, command)
                     case Alive():
                         await self._look_for_readiness(replica, deployment, state)
                     case Exited() | Lost() as ended:
@@ -228,10 +231,15 @@ class Replicas:
         if seconds > timeout and looked > min(timeout, _PATIENCE_SECONDS):
             await self._failed(replica, deployment, f"not ready within {timeout:g} s ({said})", with_log=True)
             return
-        lines = await asyncio.to_thread(tail_lines, self.log_of(replica.name), _PROGRESS_LINES)
+        lines = await self._said(replica, state.process, _PROGRESS_LINES)
         message = self._launcher.engine(deployment).progress(lines)[:200] or said
         if message != state.message:
             await self._save(replica, state.model_copy(update={"message": message}))
+
+    async def _said(self, replica: Replica, process: str, count: int) -> list[str]:
+        """The last lines of *process*, and not those of the server before it, which the log has too."""
+        begin = self._log_begins.get(process, 0)  # not known of one that an earlier daemon started
+        return await asyncio.to_thread(tail_lines, self.log_of(replica.name), count, since=begin)
 
     def _inference(self, process: str, replica: Replica, deployment: Deployment) -> tuple[bool, str]:
         """What the last real inference came to; one is kept under way until one is answered. No step waits for it."""
@@ -311,7 +319,8 @@ class Replicas:
 
     async def _failed(self, replica: Replica, deployment: Deployment, why: str, *, with_log: bool = False) -> None:
         """Count the failure and back off, or give up. Whatever is left of the process is ended by the sweep."""
-        lines = await asyncio.to_thread(tail_lines, self.log_of(replica.name), _LAST_WORDS) if with_log else []
+        process = getattr(replica.state, "process", "")
+        lines = await self._said(replica, process, _LAST_WORDS) if with_log else []
         if lines:
             why = f"{why.rstrip('.')}; last line: {lines[-1][:300]}"
         before = replica.model_copy()
@@ -379,6 +388,8 @@ class Replicas:
             self._probes.pop(process).cancel()
         for process in set(self._looked_since) - kept:
             del self._looked_since[process]
+        for process in set(self._log_begins) - kept:
+            del self._log_begins[process]
         self._looks.keep_only(kept)
         self._handbacks.keep_only({r.name for r in replicas})
         self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)

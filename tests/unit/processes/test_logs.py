@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stokerd.processes import logs
 from stokerd.processes.log_writer import LogWriter, rotated, segment
-from stokerd.processes.logs import follow, read_log, tail_lines
+from stokerd.processes.logs import follow, log_end, read_log, tail_lines
 from tests.process_kit import Bench, until
 
 
@@ -383,3 +383,15 @@ def test_a_hole_that_opens_between_two_looks_is_never_bridged(tmp_path: Path, mo
     monkeypatch.setattr(logs, "_read_file", drop_meanwhile)
     assert read_log(path, 0) == (b"0" * 9 + b"\n", 10)
     assert read_log(path, 10) == (b"2" * 9 + b"\n" + b"3" * 9 + b"\n", 40)
+
+
+def test_the_last_lines_of_one_process_are_not_those_of_the_one_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert log_end(path) == 0
+    path.write_text("the old one says goodbye\n")
+    begin = log_end(path)
+    assert tail_lines(path, 5, since=begin) == []
+    with path.open("a") as file:
+        file.write("loading\n50 %\n")
+    assert tail_lines(path, 5, since=begin) == ["loading", "50 %"]
+    assert tail_lines(path, 1, since=begin) == ["50 %"]
