@@ -21,11 +21,17 @@ from stoker.client import Client
 from stoker.errors import StokerError
 from stoker.paths import Home, find_home
 from stoker.specs import load_specs
+from stoker.types.base import State
 from stoker.types.events import Event
+from stoker.types.rollouts import Rollout
+from stoker.types.serving import Deployment, Replica
+from stoker.types.training import Run
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
 
 T = TypeVar("T")
+S = TypeVar("S", bound=State)
+P = TypeVar("P", bound=Deployment | Replica | Rollout | Run)
 STOKERD = Path(sys.executable).with_name("stokerd")
 DEADLINE = 90.0
 """Seconds after which a wait has failed. Much, for a machine that is slow or busy: only a failure takes so long."""
@@ -48,6 +54,12 @@ def wait_for(look: Callable[[], T | None], what: str, *, seconds: float = DEADLI
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what} (last seen: {found!r})")
         time.sleep(0.03)
+
+
+def state_of(found: Replica | Rollout | Run, kind: type[S]) -> S:
+    """The state of what was found, which must be of that kind."""
+    assert isinstance(found.state, kind), found.state
+    return found.state
 
 
 class Stokerd:
@@ -83,6 +95,12 @@ class Stokerd:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """That of the daemon, which was started."""
+        assert self.process is not None
+        return self.process.pid
 
     @property
     def log(self) -> str:
@@ -169,10 +187,10 @@ class Stokerd:
             told = "\n".join(f"{e.id} {e.reason} {e.name}: {e.message}" for e in self.events())
             raise AssertionError(f"{error}\n{told}\n{self.log[-3000:]}") from None
 
-    def wait_phase(self, kind: Any, name: str, *phases: str, seconds: float = DEADLINE) -> Any:
+    def wait_phase(self, kind: type[P], name: str, *phases: str, seconds: float = DEADLINE) -> P:
         """The resource, once it is in one of *phases*."""
 
-        def look() -> Any:
+        def look() -> P | None:
             with contextlib.suppress(StokerError):
                 found = self.client.get(kind, name)
                 return found if found.phase in phases else None

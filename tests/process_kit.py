@@ -8,17 +8,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from stokerd.processes.states import Alive, Command, Exited, Lost, Observed
+from stokerd.processes.states import Alive, Command, Exited, Lost
 from stokerd.processes.supervisor import Supervisor
 from tests.harness import DEADLINE
 
+T = TypeVar("T")
 
-def until(condition: Callable[[], Any], seconds: float = DEADLINE, about: Callable[[], object] = str) -> Any:
+
+def until(condition: Callable[[], T | None], seconds: float = DEADLINE, about: Callable[[], object] = str) -> T:
     """Return what *condition* says once it's true; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -94,15 +97,21 @@ class Bench:
 
     def alive(self, process: str = "p") -> Alive:
         """Wait until the program was started."""
-        seen = until(lambda: isinstance(now := self.supervisor.observe(process), Alive) and now.pid and now)
-        assert isinstance(seen, Alive)
-        return seen
+
+        def look() -> Alive | None:
+            now = self.supervisor.observe(process)
+            return now if isinstance(now, Alive) and now.pid else None
+
+        return until(look)
 
     def end(self, process: str = "p", supervisor: Supervisor | None = None) -> Exited | Lost:
         """Wait for the end."""
-        seen: Observed = until(
-            lambda: isinstance(now := (supervisor or self.supervisor).observe(process), Exited | Lost) and now
-        )
+
+        def look() -> Exited | Lost | None:
+            now = (supervisor or self.supervisor).observe(process)
+            return now if isinstance(now, Exited | Lost) else None
+
+        seen = until(look)
         assert isinstance(seen, Exited | Lost)
         return seen
 
@@ -118,8 +127,13 @@ class Bench:
 
     def clean(self) -> None:
         last = self.again()
+
+        def has_ended(process: str) -> bool:
+            last.stop(process, 0)
+            return not isinstance(last.observe(process), Alive)
+
         for process in last.ids():
-            until(lambda process=process: (last.stop(process, 0), not isinstance(last.observe(process), Alive))[1])
+            until(partial(has_ended, process))
         for each in self.supervisors:
             each.close()
 

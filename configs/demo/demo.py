@@ -128,17 +128,19 @@ class Traffic:
             while not self._stop.is_set():
                 number += 1
                 try:
-                    ok = bool(chat(client, PROMPTS[number % len(PROMPTS)], max_tokens=12))
+                    prompt, visitor = PROMPTS[number % len(PROMPTS)], f"visitor-{person}-{number}"
+                    ok = bool(chat(client, prompt, max_tokens=12, user=visitor))
                 except (httpx.HTTPError, DemoError, ValueError, LookupError):
                     ok = False
                 with self._lock:
                     self.answers["ok" if ok else "failed"] += 1
 
 
-def chat(client: httpx.Client, question: str, *, max_tokens: int = 40) -> str:
+def chat(client: httpx.Client, question: str, *, max_tokens: int = 40, user: str = "demo") -> str:
     """Ask the deployment, streaming as chat programs do, and return the whole answer."""
     body = {
         "model": DEPLOYMENT,
+        "user": user,  # who stays with one version throughout a step
         "messages": [{"role": "user", "content": question}],
         "max_tokens": max_tokens,
         "temperature": 0,
@@ -377,14 +379,14 @@ def play(home: Path, engine_python: Path, model: Path, client: Client, progress:
                 subprocess.run([engine_python, HERE / "make_bad.py", tuned.folder, broken], check=True)
             register(client, broken, "bad")
             bad = roll_out(client, "rollout-bad.yaml", "rolled-back", status)
-            if bad.phase != "rolled-back" or not bad.candidate_errors:
+            if bad.phase != "rolled-back" or not bad.exposure.errors:
                 because = getattr(bad.state, "because", "")
                 raise DemoError(f"it was not rolled back for its answers, but is {bad.phase}: {because}")
             milliseconds = "?"
             if bad.verdict_at and bad.restored_at:
                 milliseconds = f"{(bad.restored_at - bad.verdict_at).total_seconds() * 1000:.0f}"
             result = (
-                f"rolled back by itself after {bad.candidate_errors} bad answers; "
+                f"rolled back by itself after {bad.exposure.errors} bad answers; "
                 f"all traffic on version {bad.from_version} {milliseconds} ms after the verdict"
             )
             status.result(result)

@@ -20,33 +20,44 @@ from stoker.errors import HomeTaken, StokerError, Unavailable
 from stoker.paths import Home
 from stoker.types.base import now
 from stoker.types.host import Device, Host, Lease
-from stokerd.api import events, logs, registry, resources, rollouts, server, telemetry, training
+from stoker.types.serving import AdapterEngine, Deployment, Replica
+from stokerd.api import events, keys, logs, registry, resources, rollouts, server, telemetry, traffic, training
 from stokerd.clock import watch_clock
 from stokerd.config import DaemonConfig
 from stokerd.devices import leases
 from stokerd.devices.events import DeviceEvent
 from stokerd.devices.inventory import Inventory
+from stokerd.loop import watch_loop
 from stokerd.notify import Service
 from stokerd.processes.groups import find_groups, name_of
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
-from stokerd.reconciler import Reconciler, watch_loop
+from stokerd.reconciler import Reconciler
 from stokerd.registry.models import Registry
+from stokerd.rollouts.comparisons import Comparisons, Servers
+from stokerd.rollouts.judging import Judging
+from stokerd.rollouts.planning import Planner
 from stokerd.rollouts.rollouts import Rollouts
+from stokerd.serving.adapters import Adapters
+from stokerd.serving.gateway import PROCESS_PREFIX as GATEWAY_PREFIX
 from stokerd.serving.gateway import GatewayLink
+from stokerd.serving.plan import adapter_name
+from stokerd.serving.replicas import PROCESS_PREFIX as REPLICA_PREFIX
 from stokerd.serving.replicas import Replicas
 from stokerd.store.content import ContentStore
 from stokerd.store.migrate import migrate
-from stokerd.store.store import Store, Transaction
+from stokerd.store.store import Query, Store, Transaction
 from stokerd.telemetry.metrics import Metrics
 from stokerd.telemetry.sampler import Sampler
 from stokerd.tracking.reader import Tracking
 from stokerd.training.datasets import Datasets
 from stokerd.training.jobs import Jobs
 from stokerd.training.provenance import Provenance
+from stokerd.training.runs import PROCESS_PREFIX as RUN_PREFIX
 from stokerd.training.runs import Runs
 from stokerd.training.schedules import Schedules
 from stokerd.upkeep import UPKEEP_SECONDS, Upkeep
+from stokerd.wakes import Wakes
 
 log = logging.getLogger(__name__)
 _STOP_GRACE_SECONDS = 10.0
@@ -117,16 +128,11 @@ class Daemon:
         content = await asyncio.to_thread(ContentStore, home.content)
         metrics = Metrics(home.metrics_db, max_age_seconds=config.metrics.max_age, max_bytes=config.metrics.max_bytes)
         stack.callback(metrics.close)
-        pokes: list[Callable[[], None]] = []
-
-        def poke(_process: str = "") -> None:
-            for each in pokes:
-                each()
-
+        wakes = Wakes()
         groups = await asyncio.to_thread(lambda: find_groups(name_of(home.root)))
         supervisor = Supervisor(
             home.processes,
-            on_change=poke,
+            on_change=wakes.of_process,
             log_segment_bytes=config.logs.segment_bytes,
             log_segments_kept=config.logs.segments,
             log_max_age_seconds=config.logs.max_age,
@@ -167,11 +173,16 @@ class Daemon:
         stack.push_async_callback(gateway.close)
         replicas = Replicas(home, store, supervisor, inventory, gateway, config.serving.python)
         stack.push_async_callback(replicas.close)
-        controller = Rollouts(store, gateway, metrics)
+        adapters = Adapters(store, gateway)
+        stack.push_async_callback(adapters.close)
+        comparisons = Comparisons(metrics, partial(_servers, store), wakes.all)
+        stack.push_async_callback(comparisons.close)
+        controller = Rollouts(store, gateway, metrics, Judging(store, metrics, comparisons))
+        planner = Planner(store, inventory, metrics)
         sampler = Sampler(inventory, metrics, home)
 
         async def host() -> Host:
-            held, last = await store.read(lambda q: (leases.held(q), q.last_event_id()))
+            held, last = await store.read(lambda q: (leases.taken(q, inventory.devices()), q.last_event_id()))
             return self._host(inventory, held, last, gateway, sampler, groups.message)
 
         async def on_clock_set(seconds: float) -> None:
@@ -181,18 +192,19 @@ class Daemon:
             )
             await store.write(lambda tx: tx.record("host", platform.node(), "ClockSet", message, seconds=seconds))
             await schedules.clock_was_set(seconds)
-            await controller.clock_was_set()
-            poke()
+            wakes.all()
 
         api = server.build(
             [
                 telemetry.router(host, metrics),
+                traffic.router(store, metrics),
                 events.router(store, self._closing),
-                logs.router(store, self._closing, replicas.log_of, gateway.log),
+                logs.router(store, self._closing, replicas.log_of, gateway.log_named),
                 training.router(store, datasets, jobs, tracking),
-                registry.router(models),
-                rollouts.router(controller),
-                resources.router(store),
+                registry.router(store, models),
+                rollouts.router(store, planner, controller),
+                keys.router(store, gateway),
+                resources.router(store, planner),
             ]
         )
         listener = server.listen(home.socket, self._service.listener)
@@ -200,17 +212,8 @@ class Daemon:
             stack.callback(lambda: home.socket.unlink(missing_ok=True))
         http = server.server_for(api)
 
-        judging = Reconciler("rollouts", controller.step)
-        gateway.on_records(judging.poke)
-        reconcilers = [
-            Reconciler("runs", runs.step),
-            Reconciler("schedules", schedules.step),
-            Reconciler("gateway", gateway.step),
-            Reconciler("replicas", replicas.step),
-            judging,
-        ]
-        pokes += [r.poke for r in reconcilers]
-        store.on_event(poke)
+        reconcilers = _reconcilers(wakes, runs, schedules, gateway, replicas, adapters, controller)
+        store.on_event(wakes.of_events)
         if self._ephemeral:
             stack.push_async_callback(end_all, supervisor)
         schedules.start()
@@ -218,10 +221,10 @@ class Daemon:
         async with _tasks() as start:
             for reconciler in reconcilers:
                 start(reconciler.run())
-            start(Reconciler("gateway's records", gateway.pull).run())
+            start(gateway.run())
             start(sampler.run())
             start(Reconciler("upkeep", Upkeep(home, config.logs).step, interval_seconds=UPKEEP_SECONDS).run())
-            start(watch_loop())
+            watch_loop()
             start(_record_events(device_events, store))
             start(watch_clock(on_clock_set))
             serving = loop.create_task(http.serve(sockets=[listener]))
@@ -230,7 +233,7 @@ class Daemon:
             start(self._service.notifier.run(lambda: http.started, f"serves {home.socket}"))
             await self._closing.wait()
             self._service.notifier.stopping()
-            http.should_exit = True
+            http.end()
             await serving
         log.info("stokerd ends")
 
@@ -260,6 +263,47 @@ class Daemon:
             devices_message=inventory.message,
             **figures,
         )
+
+
+async def _servers(store: Store, deployment: str) -> Servers:
+    """Where the ready servers of the version that *deployment* serves listen, and what they call it."""
+
+    def read(query: Query) -> Servers:
+        served = query.get(Deployment, deployment)
+        found = query.all(Replica, deployment=deployment, version=served.version, phase="ready")
+        is_adapter = isinstance(served.spec.engine, AdapterEngine)
+        model = adapter_name(deployment, served.version) if is_adapter else deployment
+        return Servers([replica.address for replica in found if replica.wanted], model)
+
+    return await store.read(read)
+
+
+def _reconcilers(
+    wakes: Wakes,
+    runs: Runs,
+    schedules: Schedules,
+    gateway: GatewayLink,
+    replicas: Replicas,
+    adapters: Adapters,
+    controller: Rollouts,
+) -> list[Reconciler]:
+    """One for each part, with what has it look again. All share the devices: whoever ends leaves some to the others."""
+    running = Reconciler("runs", runs.step)
+    firing = Reconciler("schedules", schedules.step)
+    fronting = Reconciler("gateway", gateway.step)
+    serving = Reconciler("replicas", replicas.step)
+    loading = Reconciler("adapters", adapters.step)
+    judging = Reconciler("rollouts", controller.step)
+    wakes.add(running, at_once={"run", "device"}, soon={"replica"}, processes=RUN_PREFIX)
+    wakes.add(firing, at_once={"schedule"})
+    wakes.add(fronting, at_once={"replica", "rollout", "key"}, soon={"deployment", "model"}, processes=GATEWAY_PREFIX)
+    wakes.add(serving, at_once={"deployment", "replica", "rollout", "device"}, soon={"run"}, processes=REPLICA_PREFIX)
+    wakes.add(loading, at_once={"deployment", "replica", "rollout"}, soon={"gateway"})
+    wakes.add(judging, at_once={"rollout"}, soon={"replica", "deployment", "gateway"})
+    replicas.on_news(serving.poke)
+    adapters.on_news(loading.poke)
+    gateway.on_records(lambda: judging.poke() if controller.is_active else None)
+    return [running, firing, fronting, serving, loading, judging]
 
 
 def _with_leases(device: Device, held: list[Lease]) -> Device:

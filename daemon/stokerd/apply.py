@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from stoker.errors import StokerError
-from stoker.types.apply import Applied, ApplyRequest
+from stoker.types.apply import AnySpec, Applied, ApplyRequest
 from stoker.types.base import Spec
 from stoker.types.registry import Model, ModelSpec
 from stoker.types.rollouts import Rollout, RolloutSpec
@@ -15,6 +16,7 @@ from stoker.types.serving import Deployment, DeploymentSpec
 from stoker.types.training import Job, JobSpec, Schedule, ScheduleSpec
 from stokerd.registry.apply import apply_model
 from stokerd.rollouts.apply import apply_rollout
+from stokerd.rollouts.planning import Planner
 from stokerd.serving.apply import apply_deployment
 from stokerd.store.store import Store, Transaction
 from stokerd.training.apply import apply_job, apply_schedule
@@ -28,20 +30,26 @@ class _TakeBack(Exception):
         self.applied = applied
 
 
-async def apply(store: Store, request: ApplyRequest) -> list[Applied]:
-    """Keep the specs and say what each one changed, in the order of the request.
+async def apply(store: Store, request: ApplyRequest, planner: Planner, by: str) -> list[Applied]:
+    """Keep the specs, for *by* (a person's name), and say what each one changed, in the order of the request.
 
     They are applied in the order in which they need each other, so one file may hold a model and what uses it.
     Raises the error of the first spec that is refused; then none was kept.
     """
     ordered = sorted(enumerate(request.specs), key=lambda item: _ORDER[type(item[1])])
 
+    deployments = {spec.deployment for spec in request.specs if isinstance(spec, RolloutSpec)}
+    traffic = {name: await planner.late_traffic(name) for name in deployments}
+
+    def start(tx: Transaction, spec: RolloutSpec) -> None:
+        apply_rollout(tx, spec, planner, traffic[spec.deployment], by)
+
     def work(tx: Transaction) -> list[Applied]:
         results: dict[int, Applied] = {}
         for index, spec in ordered:
             before = _kept(tx, spec)
             try:
-                _apply(tx, spec)
+                _apply(tx, spec, start, by)
             except StokerError as error:
                 error.details.setdefault("kind", spec.kind)
                 error.details.setdefault("name", spec.name)
@@ -61,7 +69,7 @@ async def apply(store: Store, request: ApplyRequest) -> list[Applied]:
         return taken.applied
 
 
-def _apply(tx: Transaction, spec: JobSpec | ScheduleSpec | ModelSpec | DeploymentSpec | RolloutSpec) -> None:
+def _apply(tx: Transaction, spec: AnySpec, start: Callable[[Transaction, RolloutSpec], None], by: str) -> None:
     match spec:
         case JobSpec():
             apply_job(tx, spec)
@@ -70,12 +78,12 @@ def _apply(tx: Transaction, spec: JobSpec | ScheduleSpec | ModelSpec | Deploymen
         case ModelSpec():
             apply_model(tx, spec)
         case DeploymentSpec():
-            apply_deployment(tx, spec)
+            apply_deployment(tx, spec, by)
         case RolloutSpec():
-            apply_rollout(tx, spec)
+            start(tx, spec)
 
 
-def _kept(tx: Transaction, spec: JobSpec | ScheduleSpec | ModelSpec | DeploymentSpec | RolloutSpec) -> BaseModel | None:
+def _kept(tx: Transaction, spec: AnySpec) -> BaseModel | None:
     kinds: dict[str, type[Job | Schedule | Model | Deployment | Rollout]] = {
         "job": Job,
         "schedule": Schedule,

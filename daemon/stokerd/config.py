@@ -18,6 +18,12 @@ class GatewayConfig(Strict):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8700, ge=1, le=65535)
+    workers: int = Field(default=2, ge=1, le=64, description="processes that share the port")
+    keys: Literal["auto", "required", "optional"] = Field(
+        default="auto", description="whether clients need an API key; auto: unless the address is loopback"
+    )
+    tls_certificate: Path | None = Field(default=None, description="PEM file; HTTPS is served then, and HTTP is not")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key")
 
 
 class TrainingConfig(Strict):

@@ -14,9 +14,10 @@ from pathlib import Path
 import stoker
 from stoker.errors import StokerError
 from stoker.paths import Home, find_home
-from stokerd import notify
+from stokerd import lean, notify
 from stokerd.app import Daemon, end_all, hold
 from stokerd.config import DaemonConfig, load_config
+from stokerd.loop import WatchedLoop
 from stokerd.processes.groups import find_groups, name_of
 from stokerd.processes.supervisor import Supervisor
 
@@ -73,12 +74,12 @@ async def _end(home: Home) -> None:
 def main() -> None:
     """Entry point."""
     arguments = _parser().parse_args()
+    lean.share_memory_of_threads()
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: then the log has what a daemon that hangs did
     notify.log_to_stderr(arguments.log_level, os.environ)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         service = notify.take(os.environ)
         home = find_home(arguments.home)
@@ -86,7 +87,8 @@ def main() -> None:
             asyncio.run(_end(home))
             return
         config = load_config(arguments.config or home.config, required=arguments.config is not None)
-        asyncio.run(_serve(home, config, service, ephemeral=arguments.ephemeral))
+        with asyncio.Runner(loop_factory=WatchedLoop) as runner:
+            runner.run(_serve(home, config, service, ephemeral=arguments.ephemeral))
     except StokerError as error:
         mark = notify.prefix(logging.ERROR) if notify.is_journal(os.environ, sys.stderr.fileno()) else ""
         print(f"{mark}stokerd: {error}", file=sys.stderr)

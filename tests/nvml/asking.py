@@ -70,6 +70,7 @@ def inventory(
             program.ask("start")
             yield program
             program.ask("close")
+            assert process.stdin is not None
             process.stdin.close()
             assert process.wait(DEADLINE) == 0
         finally:

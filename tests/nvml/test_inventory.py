@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from stoker.types.host import Device
 from stokerd.devices.placement import Request, place
-from tests.nvml.asking import inventory
+from tests.nvml.asking import Answer, inventory
 from tests.nvml.fleet import HANG, LOST, Fleet, Gpu
 
 # NVML's own numbers.
@@ -116,6 +117,9 @@ def test_a_host_without_a_driver_says_so(tmp_path: Path, fake_nvml: Fleet) -> No
 
 
 def test_a_driver_that_is_out_of_order_says_so_and_is_asked_again(fake_nvml: Fleet) -> None:
+    def says(message: str, answer: Answer) -> bool:
+        return message in answer.message
+
     fake_nvml.play()
     with inventory(fake_nvml.env()) as program:
         for init, message in (
@@ -125,7 +129,7 @@ def test_a_driver_that_is_out_of_order_says_so_and_is_asked_again(fake_nvml: Fle
             (UNKNOWN, "the NVIDIA driver can't be used (Unknown Error)"),
         ):
             fake_nvml.play(init=init)
-            answer = program.until(lambda a, message=message: message in a.message)
+            answer = program.until(partial(says, message))
             assert answer.message.endswith("runs and replicas use the CPU.")
             assert answer.devices == []
         fake_nvml.play(Gpu())

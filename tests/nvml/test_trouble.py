@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from stokerd.devices.placement import Request, place
-from tests.nvml.asking import inventory
+from tests.nvml.asking import Answer, inventory
 from tests.nvml.fleet import HANG, LOST, Fleet, Gpu
 
 NOT_SUPPORTED = 3
@@ -89,12 +91,14 @@ def test_while_a_call_hangs_for_30_seconds_the_other_gpus_go_on_and_the_program_
         answer = program.until(lambda a: a.events)
         assert answer.reasons == [(2, "DeviceHangs")]
         assert answer.events[0].message == answer.devices[2].error
+
+        def are_used(percent: float, answer: Answer) -> bool:
+            return all(answer.devices[i].utilisation == percent for i in (0, 1, 3))
+
         for utilisation in range(50, 60):
             for index in (0, 1, 3):
                 fake_nvml.set(index, utilisation_percent=utilisation)
-            answer = program.until(
-                lambda a, wanted=utilisation: all(a.devices[i].utilisation == wanted for i in (0, 1, 3))
-            )
+            answer = program.until(partial(are_used, utilisation))
             assert answer.devices[2].utilisation is None
         fake_nvml.xid(3, 48)
         program.until(lambda a: (3, "DeviceXid") in a.reasons)

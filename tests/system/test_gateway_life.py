@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.harness import DEADLINE, wait_for
-from tests.system.upstream import GatewayProcess, Replica, arm, chat
+from tests.harness import DEADLINE, free_port, wait_for
+from tests.system.certificates import certificate, needs_openssl
+from tests.system.upstream import GatewayProcess, Knockers, Replica, arm, chat
 
 CHAT = "/v1/chat/completions"
 
@@ -60,12 +65,14 @@ def test_a_table_file_that_cannot_be_read_stops_nothing() -> None:
 
 def test_a_table_holds_even_when_it_cannot_be_saved() -> None:
     with GatewayProcess() as gateway, Replica() as replica:
-        gateway.table_file.with_name("table.json.new").mkdir()  # as good as a full disk, and works for root too
-        assert "could not be saved" in gateway.route(arm("stable", 100, replica))["problem"]
+        gateway.table_file.mkdir()  # as good as a full disk, and works for root too
+        gateway.route(arm("stable", 100, replica))
+        wait_for(lambda: "could not be saved" in gateway.state()["problem"], "it says so")
         with gateway.client() as client:
             assert client.post(CHAT, json=chat()).status_code == 200
-        gateway.table_file.with_name("table.json.new").rmdir()
-        assert gateway.route(arm("stable", 100, replica))["problem"] == ""
+        gateway.table_file.rmdir()
+        wait_for(lambda: gateway.state()["problem"] == "", "it is saved without being told again")
+        assert json.loads(gateway.table_file.read_text())["version"] == gateway.state()["table_version"]
 
 
 def test_a_taken_port_is_said_in_one_sentence(tmp_path: Path) -> None:
@@ -75,6 +82,14 @@ def test_a_taken_port_is_said_in_one_sentence(tmp_path: Path) -> None:
     assert ended.returncode == 6
     assert ended.stderr == f"gateway: {place} is taken by another program; stop that, or name another port.\n"
     assert not (tmp_path / "c2.sock").exists()
+
+
+def test_a_port_that_is_shared_by_another_homes_gateway_is_taken(tmp_path: Path) -> None:
+    """With SO_REUSEPORT the kernel would let both listen, and give each half of the connections."""
+    with GatewayProcess() as gateway:
+        ended = run_gateway("--listen", gateway.listen, *places(tmp_path))
+        assert ended.returncode == 6
+        assert "is taken by another program" in ended.stderr
 
 
 def test_a_second_gateway_on_one_control_socket_gives_up_and_harms_nothing() -> None:
@@ -173,6 +188,147 @@ def test_records_beyond_the_bound_are_dropped_and_counted() -> None:
                 client.post(CHAT, json=chat())
         batch = gateway.batch()
         assert ([r.seq for r in batch.records], batch.dropped) == ([8, 9, 10, 11, 12], 7)
+
+
+def test_who_reads_the_records_gets_the_last_ones_before_the_process_ends() -> None:
+    with GatewayProcess() as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        with ThreadPoolExecutor() as pool:
+            reading = pool.submit(gateway.batch, wait=60)
+            with gateway.client() as client:
+                assert client.post(CHAT, json=chat()).status_code == 200
+                gateway.process.terminate()
+            batch = reading.result()
+            assert gateway.batch(epoch=batch.epoch, after=batch.records[-1].seq).records == ()
+        assert gateway.process.wait(DEADLINE) == 0
+
+
+def successor(gateway: GatewayProcess, name: str, **more: Any) -> GatewayProcess:
+    """One that is to take the place of *gateway*."""
+    take_over = ["--take-over", f"{gateway.control_path}.hand"]
+    return GatewayProcess(root=gateway.root, listen=gateway.listen, worker=name, more=take_over, **more)
+
+
+def test_workers_share_a_port_and_are_replaced_without_a_refused_connection() -> None:
+    with GatewayProcess() as first, contextlib.ExitStack() as stack:
+        first.stop()
+        port = free_port()
+        workers = [
+            stack.enter_context(GatewayProcess(root=first.root, listen=f"127.0.0.1:{port}", worker=f"w{n}"))
+            for n in range(2)
+        ]
+        with Knockers(("127.0.0.1", port)) as knockers:
+            knockers.more(200)
+            for generation in range(3):
+                for n in range(2):
+                    new = stack.enter_context(successor(workers[n], f"g{generation}-{n}"))
+                    assert workers[n].process.wait(DEADLINE) == 0
+                    assert "another worker takes over" in workers[n].log
+                    workers[n] = new
+                    knockers.more(100)
+        assert set(knockers.heard) == {"200"}
+
+
+def test_streams_and_kept_connections_outlive_the_hand_over() -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    with GatewayProcess(listen=listen) as old, Replica() as replica, old.raw() as idle, old.client() as client:
+        old.route(arm("stable", 100, replica))
+        wait_for(lambda: old.state()["connections"] == 1, "the idle connection is there")
+        with client.stream("POST", CHAT, json=chat(stream=True, chunks=3, wait="chunk")) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            with successor(old, "new") as new:
+                wait_for(lambda: old.state()["listen"] == "", "it takes no new connection")
+                assert new.state()["listen"] == old.listen
+                assert new.state()["table_version"] == old.state()["table_version"]
+                idle.post(chat())
+                status, headers, _ = idle.answer()
+                assert (status, headers["connection"]) == (200, "close")
+                replica.permit(3)
+                assert list(lines)[-2:] == ["data: [DONE]", ""]
+                with new.client() as other:
+                    assert other.post(CHAT, json=chat()).status_code == 200
+                assert len(new.batch().records) == 1
+        client.close()
+        assert old.process.wait(DEADLINE) == 0
+
+
+def test_who_takes_over_and_dies_before_it_serves_changes_nothing() -> None:
+    with GatewayProcess() as gateway:
+        with socket.socket(socket.AF_UNIX) as taker:
+            taker.connect(f"{gateway.control_path}.hand")
+            said, fds, _, _ = socket.recv_fds(taker, 1024, 8)
+            assert json.loads(said) == {"place": "127.0.0.1:0"}
+            for fd in fds:
+                os.close(fd)
+        with gateway.client() as client:
+            assert client.get("/health").status_code == 200
+        assert gateway.state()["listen"] == gateway.listen
+
+
+def test_a_predecessor_that_does_not_answer_is_worked_around() -> None:
+    with GatewayProcess() as first:
+        first.stop()
+        listen = f"127.0.0.1:{free_port()}"
+        with (
+            GatewayProcess(root=first.root, listen=listen, worker="old") as old,
+            old.frozen(),
+            successor(old, "new") as new,
+        ):
+            assert new.state()["listen"] == listen
+            assert "taken over" not in new.log
+
+
+def test_a_worker_that_awaits_its_table_takes_nobody_before() -> None:
+    with GatewayProcess(more=["--await-table", "600"], waits_for_clients=False) as gateway, Replica() as replica:
+        assert gateway.state()["listen"] == ""
+        assert gateway.route(arm("stable", 100, replica))["listen"]
+        gateway.know_place()
+        with gateway.client() as client:
+            assert client.post(CHAT, json=chat()).status_code == 200
+
+
+# TLS.
+
+
+def shown(gateway: GatewayProcess) -> str:
+    """The certificate that clients see."""
+    return ssl.get_server_certificate(gateway.place, timeout=DEADLINE)
+
+
+@needs_openssl
+def test_with_a_certificate_https_is_served_and_a_renewed_one_is_followed(tmp_path: Path) -> None:
+    (cert, key), (newer, newer_key) = certificate(tmp_path, "one"), certificate(tmp_path, "two")
+    first = cert.read_text()
+    trusting = ssl.create_default_context(cafile=str(cert))
+    options = ["--tls-certificate", str(cert), "--tls-key", str(key)]
+    with GatewayProcess(more=options) as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        with gateway.client(verify=trusting) as client:
+            assert client.post(CHAT, json=chat()).status_code == 200
+            with client.stream("POST", CHAT, json=chat(stream=True)) as answer:
+                assert list(answer.iter_lines())[-2:] == ["data: [DONE]", ""]
+        with gateway.raw() as plain:
+            plain.post(chat())
+            assert not plain.rest().startswith(b"HTTP/1.1 200")
+        cert.write_text("nonsense")
+        wait_for(lambda: "the old certificate is shown" in gateway.state()["problem"], "a bad one is told")
+        assert shown(gateway) == first
+        newer_key.replace(key)
+        newer.replace(cert)
+        wait_for(lambda: shown(gateway) == cert.read_text(), "the new one is shown")
+        wait_for(lambda: gateway.state()["problem"] == "", "all is well again")
+        assert gateway.stop() == 0
+
+
+@needs_openssl
+def test_a_certificate_that_cannot_be_used_is_said_in_one_sentence(tmp_path: Path) -> None:
+    (cert, _), (_, other_key) = certificate(tmp_path, "one"), certificate(tmp_path, "two")
+    for key, says in ((other_key, "KEY_VALUES_MISMATCH"), (tmp_path / "none", "No such file")):
+        ended = run_gateway("--tls-certificate", str(cert), "--tls-key", str(key), *places(tmp_path))
+        assert ended.returncode == 6
+        assert says in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
 
 
 def open_files(gateway: GatewayProcess) -> int:

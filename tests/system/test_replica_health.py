@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,25 +17,13 @@ from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
 from tests.harness import Stokerd, wait_for
 from tests.nvml.fleet import Fleet, Process
-from tests.system.loop import CHAT, SERVER, People, add_version, deployment, say, serve
+from tests.system.loop import CHAT, People, add_version, deployment, pid_of, say, serve, vllm_like
 
 
 @pytest.fixture
 def daemon() -> Iterator[Stokerd]:
     with Stokerd() as running:
         yield running
-
-
-def pid_of(daemon: Stokerd, prefix: str) -> int:
-    """The pid of the one process that is alive under an id with *prefix*."""
-    supervisor = Supervisor(daemon.home.processes)
-    try:
-        found = [supervisor.observe(p) for p in supervisor.ids() if p.startswith(prefix)]
-    finally:
-        supervisor.close()
-    (pid,) = [o.pid for o in found if isinstance(o, Alive)]
-    assert pid is not None
-    return pid
 
 
 def bring_up(daemon: Stokerd, spec: str) -> None:
@@ -60,25 +47,9 @@ def told(daemon: Stokerd, name: str) -> list[str]:
     return [e.reason for e in daemon.events() if e.name == name]
 
 
-def vllm_like(daemon: Stokerd, extra: str) -> str:
-    """A spec of the vllm engine, with an interpreter whose vLLM is the model server of these tests."""
-    folder = daemon.root / "like" / "vllm" / "entrypoints" / "openai"
-    folder.mkdir(parents=True)
-    (folder / "api_server.py").write_text(
-        "import argparse, os, sys\n"
-        "p = argparse.ArgumentParser()\n"
-        "[p.add_argument(a) for a in ('--model', '--served-model-name', '--uds')]\n"
-        "a, _ = p.parse_known_args()\n"
-        "print('arguments:', *sys.argv[1:], flush=True)\n"
-        f"os.execv(sys.executable, [sys.executable, {str(SERVER)!r}, a.uds, a.model, a.served_model_name])\n"
-    )
-    python = daemon.root / "python"
-    python.write_text(
-        '#!/bin/sh\n[ "$1" != -I ] || exit 0  # whether it has vLLM, and which options that takes\n'
-        f'PYTHONPATH={daemon.root}/like exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    engine = f"engine: {{type: vllm, python: {python}}}"
+def by_vllm(daemon: Stokerd, extra: str) -> str:
+    """The spec of the deployment with the vllm engine."""
+    engine = vllm_like(daemon)
     return "\n".join(engine if line.startswith("engine:") else line for line in deployment(extra=extra).splitlines())
 
 
@@ -167,7 +138,7 @@ def test_a_busy_server_that_streams_but_answers_no_health_check_is_left_alone(da
 def test_a_server_whose_engine_makes_no_step_is_stalled_until_it_makes_one(daemon: Stokerd) -> None:
     stuck = daemon.root / "stuck"
     add_version(daemon, "one", stuck=str(stuck))
-    bring_up(daemon, vllm_like(daemon, "stall_timeout: 15s"))
+    bring_up(daemon, by_vllm(daemon, "stall_timeout: 15s"))
     with daemon.openai() as client:
         assert say(client) == "I am one"
     stuck.touch()
@@ -185,7 +156,7 @@ def test_a_server_whose_engine_makes_no_step_is_stalled_until_it_makes_one(daemo
 def test_a_server_whose_engine_hangs_for_good_is_restarted_and_its_clients_are_answered(daemon: Stokerd) -> None:
     stuck = daemon.root / "stuck"
     add_version(daemon, "one", stuck=str(stuck))
-    bring_up(daemon, vllm_like(daemon, "stall_timeout: 2s"))
+    bring_up(daemon, by_vllm(daemon, "stall_timeout: 2s"))
     stuck.touch()
     caller = Caller(daemon)
     daemon.wait_event("ReplicaStalled", "chat-v1-0")
@@ -202,7 +173,7 @@ def test_an_idle_server_is_no_stalled_one_and_what_stands_still_while_the_daemon
 ) -> None:
     stuck = daemon.root / "stuck"
     add_version(daemon, "one", stuck=str(stuck))
-    bring_up(daemon, vllm_like(daemon, "stall_timeout: 3s"))
+    bring_up(daemon, by_vllm(daemon, "stall_timeout: 3s"))
     daemon.kill()
     stuck.touch()
     caller = Caller(daemon)
@@ -278,13 +249,13 @@ def test_with_the_policy_never_nothing_is_started_again(daemon: Stokerd) -> None
 def test_a_gateway_that_hangs_is_killed_and_started_again(daemon: Stokerd) -> None:
     add_version(daemon, "one")
     serve(daemon)
-    pid = pid_of(daemon, "gateway-")
+    pid = pid_of(daemon, "gateway-w2-0-")
     os.kill(pid, signal.SIGSTOP)
     hangs = daemon.wait_event("GatewayUnreachable", "gateway")
     ended = daemon.wait_event("GatewayFailed", "gateway", after=hangs.id)
     assert "answered nothing for" in ended.message
     daemon.wait_event("GatewayReady", "gateway", after=hangs.id)
-    assert pid_of(daemon, "gateway-") != pid
+    assert pid_of(daemon, "gateway-w2-0-") != pid
     with daemon.openai() as client:
         assert say(client) == "I am one"
     assert told(daemon, "chat-v1-0") == ["ReplicaCreated", "ReplicaStarting", "ReplicaReady"]
@@ -322,7 +293,7 @@ NOBODY = 4_194_301  # near the largest pid that Linux gives: that of a process t
 def test_a_replica_gets_its_share_of_a_device_and_its_engine_is_told(fleet: Fleet) -> None:
     with Stokerd(env=fleet.env()) as daemon:
         add_version(daemon, "one")
-        bring_up(daemon, vllm_like(daemon, "devices: 1\ndevice_memory: 20GiB"))
+        bring_up(daemon, by_vllm(daemon, "devices: 1\ndevice_memory: 20GiB"))
         replica = daemon.client.get(Replica, "chat-v1-0")
         assert (replica.devices, replica.device_memory) == ([GPU], 20 << 30)
         log = (daemon.root / "replicas" / "chat-v1-0" / "log").read_text()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
 
 from stoker.errors import Conflict
-from stoker.types.rollouts import Rollout
+from stoker.types.rollouts import Paused, RolledBack, Rollout
 from stoker.types.serving import Deployment, Replica
-from tests.harness import Stokerd, wait_for
+from tests.harness import Stokerd, state_of, wait_for
 from tests.system.loop import People, add_version, deployment, say, serve
 
 
@@ -30,13 +30,13 @@ deployment: chat
 to: {to}
 steps: {steps}
 guards: [{{metric: error_rate, limit: 0.05}}]
+keep_warm: 0s
 {extra}
 """
 
 
 def finished(daemon: Stokerd) -> Rollout:
-    ended: Rollout = daemon.wait_phase(Rollout, "r", "promoted", "rolled-back", "aborted")
-    return ended
+    return daemon.wait_phase(Rollout, "r", "promoted", "rolled-back", "aborted")
 
 
 def test_a_good_version_is_promoted_by_itself_and_no_request_fails_on_the_way(daemon: Stokerd) -> None:
@@ -63,7 +63,7 @@ def test_a_version_that_answers_with_errors_is_taken_back_by_itself_after_a_few(
     for attempt in range(5):  # until the machine did not stall just between verdict and rollback
         ended = taken_back(daemon, f"r{attempt}")
         with People(daemon) as people:
-            wait_for(lambda people=people: people.answers["I am one"] > 100, "people go on")
+            people.hear(101, "I am one")
         assert set(people.answers) == {"I am one"}
         assert daemon.client.get(Deployment, "chat").version == 1
         assert ended.verdict_at is not None
@@ -76,7 +76,7 @@ def test_a_version_that_answers_with_errors_is_taken_back_by_itself_after_a_few(
 def taken_back(daemon: Stokerd, name: str) -> Rollout:
     """Roll version two out to somebody who goes on after a bad answer only once it was judged; count those."""
     daemon.apply(rollout("two").replace("name: r", f"name: {name}"))
-    found: Rollout = daemon.wait_phase(Rollout, name, "stepping")
+    found = daemon.wait_phase(Rollout, name, "stepping")
     bad = 0
 
     def look() -> bool:
@@ -92,9 +92,9 @@ def taken_back(daemon: Stokerd, name: str) -> Rollout:
                 assert error.response.status_code == 500
                 bad += 1
             wait_for(look, "the bad answer is judged")
-    ended: Rollout = daemon.wait_phase(Rollout, name, "promoted", "rolled-back", "aborted")
+    ended = daemon.wait_phase(Rollout, name, "promoted", "rolled-back", "aborted")
     assert ended.phase == "rolled-back"
-    assert ended.candidate_errors == bad == ended.spec.max_errors_in_a_row
+    assert ended.exposure.errors == bad == ended.spec.max_errors_in_a_row
     return ended
 
 
@@ -108,9 +108,9 @@ def test_a_version_that_is_much_slower_is_taken_back_by_itself(daemon: Stokerd) 
     )
     with People(daemon, 10):
         daemon.apply(spec)
-        ended: Any = finished(daemon)
+        ended = finished(daemon)
     assert ended.phase == "rolled-back"
-    assert "TTFT p50" in ended.state.because
+    assert "TTFT p50" in state_of(ended, RolledBack).because
 
 
 def test_a_version_whose_server_dies_is_taken_back_and_nobody_hears_of_it_after_that(daemon: Stokerd) -> None:
@@ -119,9 +119,9 @@ def test_a_version_whose_server_dies_is_taken_back_and_nobody_hears_of_it_after_
     serve(daemon)
     with People(daemon) as people:
         daemon.apply(rollout("two"))
-        ended: Any = finished(daemon)
+        ended = finished(daemon)
         assert ended.phase == "rolled-back"
-        assert "chat-v2-0" in ended.state.because
+        assert "chat-v2-0" in state_of(ended, RolledBack).because
         failed = sum(n for a, n in people.answers.items() if not a.startswith("I am"))
         wait_for(lambda: people.answers["I am one"] > 200, "people go on")
         assert (
@@ -137,9 +137,9 @@ def test_a_version_that_never_gets_ready_is_taken_back_without_having_got_a_requ
     daemon.apply(deployment(extra="start_timeout: 2s"))
     with People(daemon) as people:
         daemon.apply(rollout("two"))
-        ended: Any = finished(daemon)
+        ended = finished(daemon)
         assert ended.phase == "rolled-back"
-        assert "not ready within 2 s" in ended.state.because
+        assert "not ready within 2 s" in state_of(ended, RolledBack).because
     assert set(people.answers) == {"I am one"}
 
 
@@ -148,8 +148,8 @@ def test_without_traffic_a_rollout_is_starved_and_holds(daemon: Stokerd) -> None
     add_version(daemon, "two")
     serve(daemon)
     daemon.apply(rollout("two", "[{type: canary, percent: 50, min_requests: 5, max_duration: 1s}]"))
-    paused: Any = daemon.wait_phase(Rollout, "r", "paused")
-    assert "starved" in paused.state.because
+    paused = daemon.wait_phase(Rollout, "r", "paused")
+    assert "starved" in state_of(paused, Paused).because
     assert daemon.client.get(Deployment, "chat").version == 1
 
 
@@ -188,7 +188,7 @@ def test_a_person_can_hold_go_on_and_promote_and_is_told_what_does_not_fit(daemo
         assert say(client) == "I am two"
     by = [e.data["by"] for e in daemon.events() if e.reason == "RolloutPromoting" and "by" in e.data]
     assert by
-    assert by[0].startswith("uid:")
+    assert by[0] == getpass.getuser()
 
 
 @pytest.mark.parametrize("moment", ["preparing", "stepping", "promoting", "rolling-back"])

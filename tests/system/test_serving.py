@@ -6,16 +6,15 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from stoker.errors import Conflict, InvalidSpec, NotFound
 from stoker.types.rollouts import Rollout
-from stoker.types.serving import Deployment, Replica
+from stoker.types.serving import Deployment, Ready, Replica
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
-from tests.harness import STOKERD, Stokerd, wait_for
+from tests.harness import STOKERD, Stokerd, state_of, wait_for
 from tests.system.loop import People, add_version, deployment, say, serve
 
 
@@ -26,9 +25,9 @@ def daemon() -> Iterator[Stokerd]:
 
 
 def pid_of(daemon: Stokerd, replica: str) -> int:
-    state: Any = daemon.client.get(Replica, replica).state
+    process = state_of(daemon.client.get(Replica, replica), Ready).process
     supervisor = Supervisor(daemon.home.processes)
-    observed = supervisor.observe(state.process)
+    observed = supervisor.observe(process)
     supervisor.close()
     assert isinstance(observed, Alive)
     assert observed.pid is not None

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,9 @@ def test_a_daemon_killed_at_any_instant_starts_it_once(bench: Bench) -> None:
 
 
 def test_a_shim_killed_at_any_instant_leaves_nothing_running(bench: Bench) -> None:
+    def is_gone(marker: str) -> bool:
+        return not running_with(marker)
+
     chance = random.Random(0)
     for attempt in range(24):
         marker = f"600.{os.getpid()}{attempt}"
@@ -179,7 +183,7 @@ def test_a_shim_killed_at_any_instant_leaves_nothing_running(bench: Bench) -> No
         timer.start()
         timer.join()
         assert isinstance(bench.end(), Lost)
-        until(lambda marker=marker: not running_with(marker))
+        until(partial(is_gone, marker))
         bench.supervisor.forget("p")
 
 

@@ -17,8 +17,8 @@ import pytest
 from stoker.errors import Invalid, NotFound
 from stoker.types.base import now
 from stoker.types.registry import Model, Version
-from stoker.types.training import DatasetVersion, Run, Schedule
-from tests.harness import DEADLINE, Stokerd, wait_for
+from stoker.types.training import DatasetVersion, Failed, Run, Schedule
+from tests.harness import DEADLINE, Stokerd, state_of, wait_for
 
 TRAIN = """
 import json, os, pathlib, sys, time
@@ -116,8 +116,8 @@ def test_a_failing_run_is_tried_again_with_growing_waits_and_then_says_why(daemo
     daemon.apply(shell('echo "attempt $STOKER_ATTEMPT"; exit 3', retries=2, backoff=0.1))
     run = start(daemon)
     failed = daemon.wait_phase(Run, run.name, "failed")
-    assert failed.state.exit_code == 3
-    assert "attempt 3 of 3" in failed.state.message
+    assert state_of(failed, Failed).exit_code == 3
+    assert "attempt 3 of 3" in state_of(failed, Failed).message
     assert log_of(daemon, run.name).splitlines() == ["attempt 1", "attempt 2", "attempt 3"]
     told = [e for e in daemon.events() if e.name == run.name and e.reason == "RunFailed"]
     assert told[0].data["log"][-1] == "attempt 3"
@@ -127,7 +127,7 @@ def test_a_run_over_its_time_is_stopped_with_all_that_it_started(daemon: Stokerd
     daemon.apply(shell("sleep 1000 & echo $! > ../child; wait", timeout=5))  # by then it has surely started something
     run = start(daemon)
     failed = daemon.wait_phase(Run, run.name, "failed")
-    assert "timeout of 5 s" in failed.state.message
+    assert "timeout of 5 s" in state_of(failed, Failed).message
     child = int((Path(run.folder) / "child").read_text())
     wait_for(lambda: not Path(f"/proc/{child}").exists(), "its child process is gone")
 
@@ -167,7 +167,7 @@ def test_a_run_goes_on_while_the_daemon_is_dead_and_its_end_is_known_afterwards(
 def test_a_program_that_is_not_there_is_named(daemon: Stokerd) -> None:
     daemon.apply("{kind: job, name: j, command: [no-such-program]}")
     failed = daemon.wait_phase(Run, start(daemon).name, "failed")
-    assert "no-such-program" in failed.state.message
+    assert "no-such-program" in state_of(failed, Failed).message
 
 
 def test_what_a_run_needs_and_is_not_there_is_refused_before_it_is_queued(daemon: Stokerd) -> None:
@@ -183,7 +183,7 @@ def test_what_a_run_needs_and_is_not_there_is_refused_before_it_is_queued(daemon
 def test_an_exit_code_of_0_without_the_weights_that_were_promised_is_a_failure(daemon: Stokerd) -> None:
     daemon.apply("{kind: model, name: m}\n---\n" + shell("true", registers={"model": "m"}))
     failed = daemon.wait_phase(Run, start(daemon).name, "failed")
-    assert "left no" in failed.state.message
+    assert "left no" in state_of(failed, Failed).message
 
 
 def test_a_gpu_that_this_host_has_not_is_waited_for_with_the_reason(daemon: Stokerd) -> None:

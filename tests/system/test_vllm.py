@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,48 +14,27 @@ import openai
 import psutil
 import pytest
 
+from stoker.errors import StokerError
 from stoker.types.host import TrafficStats
 from stoker.types.registry import Version
-from stoker.types.serving import Deployment, Replica, VllmEngine
+from stoker.types.rollouts import Rollout
+from stoker.types.serving import Deployment, Ready, Replica, VllmEngine
 from stokerd.processes.logs import tail_lines
 from stokerd.processes.states import Alive
 from stokerd.processes.supervisor import Supervisor
+from stokerd.serving.asking import ask
 from stokerd.serving.engines.vllm import SHUTDOWN_TIMEOUT, Vllm
-from stokerd.serving.looks import ask
-from tests.harness import Stokerd, wait_for
+from tests.harness import Stokerd, state_of, wait_for
+from tests.system.tiny import ENGINE, NEEDS_VLLM, REPOSITORY, START_SECONDS, tiny_deployment, tiny_vllm
 
-REPOSITORY = Path(__file__).parents[2]
-ENGINE = Path(os.environ.get("STOKER_ENGINE_VENV") or REPOSITORY / ".venv-engine") / "bin" / "python"
-START_SECONDS = 300.0
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not ENGINE.exists(), reason=f"there is no {ENGINE}: `make engine` makes it"),
-    pytest.mark.xdist_group("vllm"),
-]
-DEPLOYMENT = """
-kind: deployment
-name: tiny
-model: tiny
-version: 1
-engine:
-  type: vllm
-  args: [--enforce-eager, --max-model-len, "256", --max-num-seqs, "8", --kv-cache-memory-bytes, "67108864",
-         --distributed-executor-backend, uni]
-  env: {VLLM_ENABLE_V1_MULTIPROCESSING: "0", VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: "1"}
-"""
+pytestmark = NEEDS_VLLM
+ADAPTER = "{kind: deployment, name: tuned, model: tuned, version: 1, engine: {type: adapter, base: tiny}}"
+DEPLOYMENT = tiny_deployment("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", max_model_len=256)
 
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Stokerd]:
-    with Stokerd(python=str(ENGINE)) as running:
-        weights = running.root / "tiny"
-        subprocess.run([ENGINE, REPOSITORY / "tests/system/tiny_model.py", weights], check=True, capture_output=True)
-        running.apply("{kind: model, name: tiny}")
-        running.client.request("POST", "/v1/models/tiny/versions", json={"path": str(weights)})
-        running.apply(DEPLOYMENT)
-        running.wait_phase(Deployment, "tiny", "ready", seconds=START_SECONDS)
-        running.wait_event("GatewayReady", "gateway")
+    with tiny_vllm(DEPLOYMENT) as running:
         yield running
 
 
@@ -73,12 +52,10 @@ def traffic(daemon: Stokerd) -> TrafficStats:
 def test_the_openai_client_chats_through_the_gateway_streamed_or_not(daemon: Stokerd, client: openai.OpenAI) -> None:
     assert [m.id for m in client.models.list()] == ["tiny"]
     messages = [{"role": "user", "content": "Hi"}]
-    whole = client.chat.completions.create(model="tiny", messages=messages, max_tokens=48, temperature=0)  # type: ignore[arg-type]
+    whole = client.chat.completions.create(model="tiny", messages=messages, max_tokens=48, temperature=0)
     assert whole.usage is not None
     assert whole.usage.completion_tokens == 48
-    stream = client.chat.completions.create(
-        model="tiny", messages=messages, max_tokens=48, temperature=0, stream=True  # type: ignore[arg-type]
-    )  # fmt: skip
+    stream = client.chat.completions.create(model="tiny", messages=messages, max_tokens=48, temperature=0, stream=True)
     text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
     assert text == whole.choices[0].message.content
     assert client.completions.create(model="tiny", prompt="Hi", max_tokens=3).choices[0].text
@@ -99,7 +76,7 @@ def test_an_unknown_model_is_refused_as_openai_clients_expect(client: openai.Ope
 
 
 def test_a_client_that_goes_away_frees_the_engine(daemon: Stokerd) -> None:
-    (replica,) = daemon.client.list(Replica)
+    replica = daemon.client.get(Replica, "tiny-v1-0")
 
     def running() -> float:
         transport = httpx.HTTPTransport(uds=replica.address.removeprefix("unix:"))
@@ -115,7 +92,7 @@ def test_a_client_that_goes_away_frees_the_engine(daemon: Stokerd) -> None:
 
 def test_what_stoker_reads_of_this_vllm_is_there(daemon: Stokerd, client: openai.OpenAI) -> None:
     """Names change between versions: without its step counter a hang would never be seen."""
-    (replica,) = daemon.client.list(Replica)
+    replica = daemon.client.get(Replica, "tiny-v1-0")
     engine = Vllm(VllmEngine(type="vllm"), str(ENGINE))
 
     def steps() -> float:
@@ -132,10 +109,65 @@ def test_what_stoker_reads_of_this_vllm_is_there(daemon: Stokerd, client: openai
     assert "unrecognized" not in "".join(tail_lines(daemon.root / "replicas" / replica.name / "log", 1000))
 
 
+def say(daemon: Stokerd, model: str) -> str:
+    """What *model* says at temperature 0, to somebody who never asked before."""
+    body = {"model": model, "prompt": "Hi", "max_tokens": 24, "temperature": 0, "user": secrets.token_hex(4)}
+    with daemon.openai() as caller:
+        response = caller.post("/completions", json=body)
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["text"])
+
+
+@pytest.fixture(scope="module")
+def adapter(daemon: Stokerd) -> str:
+    """A deployment of an adapter with two versions, ready."""
+    daemon.apply("{kind: model, name: tuned}")
+    for seed in ("1", "2"):
+        folder = daemon.root / f"tuned-{seed}"
+        command: list[str | Path] = [ENGINE, REPOSITORY / "tests/system/tiny_adapter.py", folder, "--seed", seed]
+        subprocess.run(command, check=True, capture_output=True)
+        daemon.client.request("POST", "/v1/models/tuned/versions", json={"path": str(folder)})
+    daemon.apply(ADAPTER)
+    daemon.wait_phase(Deployment, "tuned", "ready")
+    return "tuned"
+
+
+def test_an_adapter_is_loaded_into_a_server_that_runs_and_served_beside_its_base(daemon: Stokerd, adapter: str) -> None:
+    (row,) = [r for r in daemon.client.list(Replica) if r.deployment == adapter]
+    assert (row.host, row.phase) == ("tiny-v1-0", "ready")
+    assert say(daemon, adapter) == say(daemon, "tuned@1") != say(daemon, "tiny")
+    with pytest.raises(StokerError, match="serves the adapters tuned"):
+        daemon.client.request("DELETE", "/v1/deployments/tiny")
+
+
+def test_an_adapters_canary_starts_no_server(daemon: Stokerd, adapter: str) -> None:
+    first, before = say(daemon, adapter), daemon.client.host().last_event_id
+    steps = "[{type: canary, percent: 50, min_requests: 3}]"
+    guards = "[{metric: error_rate, limit: 0.5, min_requests: 3}, {metric: total, limit: 100, min_requests: 3}]"
+    daemon.apply(
+        f"{{kind: rollout, name: tune, deployment: tuned, to: 2, steps: {steps}, guards: {guards}, cold_requests: 1, "
+        "keep_warm: 0s}"
+    )
+    daemon.wait_event("RolloutStepped", "tune", after=before)
+    second = wait_for(lambda: say(daemon, "tuned@2"), "the candidate answers")
+    assert second != first
+
+    def asks() -> bool:
+        return say(daemon, adapter) in {first, second} and daemon.client.get(Rollout, "tune").phase == "promoted"
+
+    wait_for(asks, "its canary is promoted")
+    judged = {r.guard.metric: r.verdict.verdict for r in daemon.client.get(Rollout, "tune").readings}
+    assert judged == {"error_rate": "pass", "total": "pass"}, "both are in one server, and are told apart"
+    wait_for(lambda: say(daemon, adapter) == second, "the adapter's version 2 serves")
+    daemon.wait_event("ReplicaStopped", "tuned-v1-on-tiny-v1-0", after=before)
+    starts = [e.name for e in daemon.events(before) if e.reason == "ReplicaStarting"]
+    assert starts == ["tuned-v2-on-tiny-v1-0"]
+
+
 def test_a_server_whose_engine_was_killed_is_started_again_with_nothing_left_behind(daemon: Stokerd) -> None:
-    (replica,) = daemon.client.list(Replica)
+    replica = daemon.client.get(Replica, "tiny-v1-0")
     supervisor = Supervisor(daemon.home.processes)
-    observed = supervisor.observe(replica.state.process)  # type: ignore[union-attr]
+    observed = supervisor.observe(state_of(replica, Ready).process)
     supervisor.close()
     assert isinstance(observed, Alive)
     assert observed.pid is not None
@@ -146,6 +178,9 @@ def test_a_server_whose_engine_was_killed_is_started_again_with_nothing_left_beh
     daemon.wait_event("ReplicaBackingOff", "tiny-v1-0", after=before, seconds=60)
     daemon.wait_event("ReplicaReady", "tiny-v1-0", after=before, seconds=START_SECONDS)
     assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    if any(r.deployment == "tuned" for r in daemon.client.list(Replica)):  # what was loaded into it is there again
+        daemon.wait_event("ReplicaReady", "tuned-v2-on-tiny-v1-0", after=before)
+        assert say(daemon, "tuned")
     with daemon.openai() as caller:
         assert caller.post("/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1}).status_code == 200
 

@@ -15,12 +15,14 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -276,18 +278,38 @@ def chat(model: str = "m", *, stream: bool = False, **do: Any) -> dict[str, Any]
 
 
 class GatewayProcess:
-    """``python -m stokerd.gateway`` on a free port. Use it as a context manager: it is ended with the block."""
+    """``python -m stokerd.gateway`` on a free port. Use it as a context manager: it is ended with the block.
 
-    def __init__(self, *limits: str, root: Path | None = None, listen: str = "127.0.0.1:0") -> None:
+    Args:
+        limits: as ``--limit`` takes them.
+        root: its folder; workers of one gateway share it.
+        listen: as ``--listen`` takes it.
+        worker: names it in that folder.
+        more: of the command line.
+        waits_for_clients: `start` waits until it takes some; else, until it answers at all.
+    """
+
+    def __init__(
+        self,
+        *limits: str,
+        root: Path | None = None,
+        listen: str = "127.0.0.1:0",
+        worker: str = "c",
+        more: Sequence[str] = (),
+        waits_for_clients: bool = True,
+    ) -> None:
         self._owned = tempfile.TemporaryDirectory(prefix="stk-") if root is None else None
         self.root = Path(self._owned.name) if self._owned else root
         assert self.root is not None
-        self.control_path = self.root / "c.sock"
+        self.control_path = self.root / f"{worker}.sock"
         self.table_file = self.root / "table.json"
+        self._log = self.root / ("log" if worker == "c" else f"log-{worker}")
+        self._scheme = "https" if "--tls-certificate" in more else "http"
         self._command = [sys.executable, "-m", "stokerd.gateway", "--listen", listen]
-        self._command += ["--control", str(self.control_path), "--table-file", str(self.table_file)]
+        self._command += ["--control", str(self.control_path), "--table-file", str(self.table_file), *more]
         for limit in limits:
             self._command += ["--limit", limit]
+        self._waits_for_clients = waits_for_clients
         self._version = 0
 
     def __enter__(self) -> GatewayProcess:
@@ -301,25 +323,29 @@ class GatewayProcess:
 
     @property
     def log(self) -> str:
-        return (self.root / "log").read_text()
+        return self._log.read_text()
 
     def start(self) -> None:
-        with (self.root / "log").open("ab") as log:
+        with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.control = httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.control_path)), base_url="http://gateway", timeout=DEADLINE
         )
-        self.listen = wait_for(self._is_up, "the gateway answers")
+        wait_for(self._is_up, "the gateway answers")
+        if self._waits_for_clients:
+            self.know_place()
+
+    def know_place(self) -> None:
+        """Wait until it takes clients, and note where."""
+        self.listen = wait_for(lambda: str(self.state()["listen"]), "the gateway takes clients")
         host, _, port = self.listen.rpartition(":")
         self.place = (host, int(port))
-        self.url = f"http://{self.listen}"
+        self.url = f"{self._scheme}://{self.listen}"
 
-    def _is_up(self) -> str | None:
+    def _is_up(self) -> bool:
         assert self.process.poll() is None, self.log
         with socket.socket(socket.AF_UNIX) as probe:  # httpx would leave an unclosed socket when it is refused
-            if probe.connect_ex(str(self.control_path)):
-                return None
-        return str(self.state()["listen"])
+            return probe.connect_ex(str(self.control_path)) == 0
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
@@ -361,7 +387,7 @@ class GatewayProcess:
         return self.put(Route(name, salt, arms, shadow))
 
     def batch(self, *, epoch: str = "", after: int = 0, wait: float = 0.0) -> RecordBatch:
-        answer = self.control.get("/records", params={"epoch": epoch, "after": after, "wait": wait})
+        answer = self.control.get("/records", params={"epoch": epoch, "after": after, "wait": wait, "as": "rows"})
         assert answer.status_code == 200, answer.text
         return parse_batch(answer.json())
 
@@ -420,6 +446,10 @@ class Raw:
         lines = [f"POST {path} HTTP/{version}", "Host: g", f"Content-Length: {len(text)}", *headers]
         self.send("\r\n".join(lines).encode() + b"\r\n\r\n" + text)
 
+    def line(self) -> bytes:
+        """Read a line, its end included."""
+        return self._file.readline()
+
     def head(self) -> tuple[int, dict[str, str]]:
         """Read a head: status, and headers by lower-case name."""
         status = int(self._file.readline().split()[1])
@@ -451,3 +481,51 @@ class Raw:
     def close(self) -> None:
         self._file.close()
         self.sock.close()
+
+
+class Knockers:
+    """Clients that connect, ask once and leave, one after another; ``heard`` counts what came of it.
+
+    With *trust*, they speak TLS.
+    """
+
+    def __init__(self, place: tuple[str, int], count: int = 4, trust: ssl.SSLContext | None = None) -> None:
+        self._place = place
+        self._trust = trust
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._knock, daemon=True) for _ in range(count)]
+        self.heard: Counter[str] = Counter()
+
+    def __enter__(self) -> Knockers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def more(self, count: int) -> None:
+        """Wait until so many more have been answered."""
+        wanted = self.heard["200"] + count
+        wait_for(lambda: self.heard["200"] >= wanted, f"{count} more answers; heard: {self.heard}")
+
+    def _knock(self) -> None:
+        while not self._over.is_set():
+            self.heard[self._ask()] += 1
+
+    def _connect(self) -> socket.socket:
+        plain = socket.create_connection(self._place, timeout=DEADLINE)
+        return plain if self._trust is None else self._trust.wrap_socket(plain, server_hostname=self._place[0])
+
+    def _ask(self) -> str:
+        try:
+            with self._connect() as sock:
+                sock.sendall(b"GET /health HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+                answer = b""
+                while piece := sock.recv(4096):
+                    answer += piece
+        except OSError as error:
+            return type(error).__name__
+        return answer[9:12].decode() if answer.endswith(b'{"status":"ok"}') else f"cut off: {answer!r}"

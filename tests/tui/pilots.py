@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from textual.pilot import Pilot
@@ -36,11 +37,15 @@ async def until(pilot: Pilot[Any], condition: Callable[[], bool], what: str = ""
         await asyncio.sleep(0.003)
 
 
+def _shows(app: StokerApp, word: str) -> bool:
+    return word in shown(app)
+
+
 async def sees(pilot: Pilot[Any], *words: str) -> None:
     """Wait until all of *words* are shown."""
     app = app_of(pilot)
     for word in words:
-        await until(pilot, lambda w=word: w in shown(app), repr(word))
+        await until(pilot, partial(_shows, app, word), repr(word))
 
 
 async def settled(pilot: Pilot[Any]) -> None:

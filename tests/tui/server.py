@@ -74,6 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {k: v[-1] for k, v in parse_qs(url.query).items()}
         daemon = self.server.daemon
         daemon.asked[f"{self.command} {url.path}"] += 1
+        daemon.queries[f"{self.command} {url.path}"] = query
         try:
             refusal = next((e for p, e in daemon.refusals.items() if url.path.startswith(p)), None)
             if isinstance(refusal, bytes):
@@ -125,6 +126,7 @@ class CannedDaemon:
         self.refusals: dict[str, StokerError | bytes] = {}
         self.verbs: dict[str, Callable[[Resource], Resource]] = {}
         self.asked: Counter[str] = Counter()
+        self.queries: dict[str, dict[str, str]] = {}
         self._changed = threading.Condition()
         self._server: _UnixServer | None = None
         self._thread: threading.Thread | None = None
@@ -217,8 +219,8 @@ class CannedDaemon:
             case "GET", [plural, name] if plural in KINDS:
                 return self._find(plural, name).model_dump(mode="json")
             case "POST", [plural, name, verb]:
-                found = self._find(plural, name)
-                changed = self.verbs[verb](found)
+                resource = self._find(plural, name)
+                changed = self.verbs[verb](resource)
                 self.put(changed, verb.capitalize(), f"{name}: {verb}")
                 return changed.model_dump(mode="json")
         raise NotFound(f"no such route: {method} {'/'.join(parts)}")

@@ -13,7 +13,7 @@ from stoker_tui.braille import nice_range, plot, trend
 from stoker_tui.chart import Figure, draw
 from stoker_tui.model import MAX_POINTS, Curve, Curves
 from stoker_tui.table import Column, widths
-from stoker_tui.text import chop, cut, fit, line, plain, width_of, wrap, wrapped
+from stoker_tui.text import Align, Line, chop, cut, fit, line, plain, width_of, wrap, wrapped
 from stoker_tui.views.overview import allocate
 from stoker_tui.widgets.drawn import cells, damage
 from stoker_tui.words import bar, duration, errors, latency, legend, mark, number, short
@@ -25,12 +25,12 @@ FINITE = st.floats(-1e12, 1e12, allow_nan=False)
 
 
 @given(LINES, st.integers(0, 40), st.sampled_from(["left", "right"]))
-def test_a_cell_is_exactly_as_wide_as_its_column(spans: tuple, width: int, align: str) -> None:
-    assert width_of(fit(spans, width, align)) == width  # type: ignore[arg-type]
+def test_a_cell_is_exactly_as_wide_as_its_column(spans: Line, width: int, align: Align) -> None:
+    assert width_of(fit(spans, width, align)) == width
 
 
 @given(LINES, st.integers(0, 40))
-def test_what_is_cut_says_so_and_what_fits_is_whole(spans: tuple, width: int) -> None:
+def test_what_is_cut_says_so_and_what_fits_is_whole(spans: Line, width: int) -> None:
     text = plain(fit(spans, width))
     assert text.rstrip() == plain(spans).rstrip() if width_of(spans) <= width else not width or "…" in text
     assert width_of(cut(spans, width)) == min(width, width_of(spans))
@@ -55,7 +55,7 @@ def test_a_wrapped_sentence_stays_right_of_its_label() -> None:
 
 
 @given(LINES, LINES, st.integers(1, 40))
-def test_repainting_the_damage_alone_makes_the_new_line(old: tuple, new: tuple, width: int) -> None:
+def test_repainting_the_damage_alone_makes_the_new_line(old: Line, new: Line, width: int) -> None:
     screen, wanted = cells(fit(old, width)), cells(fit(new, width))
     for start, length in filter(None, [damage(old, new, width)]):
         assert wanted[start][0] != "", "a wide character was cut"

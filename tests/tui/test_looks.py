@@ -12,9 +12,8 @@ from textual.pilot import Pilot
 
 from stoker.errors import Conflict
 from stoker.paths import Home
-from stoker.types.rollouts import Paused
-from stoker.types.serving import BackingOff
-from tests.tui import world
+from stoker.types.serving import BackingOff, Warm
+from tests.tui import rollouts, world
 from tests.tui.pilots import app_of, sees, shown, until
 from tests.tui.screenshot import picture
 from tests.tui.server import CannedDaemon
@@ -79,19 +78,53 @@ def test_daemon_gone(daemon: CannedDaemon, clock: StillClock, looks_right: Looks
 
 @at(SMALL, LARGE, HUGE)
 def test_rollout(daemon: CannedDaemon, looks_right: Looks, size: tuple[int, int]) -> None:
-    """I have to decide on a rollout: I want its step, both versions side by side, and what the guards say and why."""
+    """I have to decide on a rollout: whom it has reached, its step, what the guards say and why, both versions."""
     assert looks_right(size, press("tab", "enter"))
 
 
-def test_rollout_paused(daemon: CannedDaemon, looks_right: Looks) -> None:
-    """It paused for want of traffic: I want to see why, what it still needs, and the key that goes on."""
-    daemon.put(world.rollout(state=Paused(step=1, since=world.ago(600), because="starved: 37 of 50 requests in 1 h.")))
+def test_rollout_below_the_fold(daemon: CannedDaemon, looks_right: Looks) -> None:
+    """On a small terminal I scroll down: both versions' latencies one above the other, and who decided what."""
+    assert looks_right(SMALL, press("tab", "enter", "pagedown"))
+
+
+@at(SMALL, LARGE)
+def test_rollout_in_a_shadow_step(daemon: CannedDaemon, looks_right: Looks, size: tuple[int, int]) -> None:
+    """It only answers copies: I want to see that nobody gets them, what stable suffers, and what is still to come."""
+    daemon.put(rollouts.shadowed())
+    assert looks_right(size, press("tab", "enter"))
+
+
+def test_rollout_that_asks_for_approval(daemon: CannedDaemon, looks_right: Looks) -> None:
+    """It waits for one of us: I want to see for whom, how long it waits, and the key."""
+    daemon.put(rollouts.at_step(3))
     assert looks_right(SMALL, press("tab", "enter"))
 
 
-def test_rollout_that_was_rolled_back(daemon: CannedDaemon, looks_right: Looks) -> None:
+def test_rollout_paused(daemon: CannedDaemon, looks_right: Looks) -> None:
+    """It paused for want of traffic: I want to see why, who gets what meanwhile, and the key that goes on."""
+    daemon.put(rollouts.starved())
+    assert looks_right(SMALL, press("tab", "enter"))
+
+
+@at(SMALL, LARGE)
+def test_rollout_that_was_rolled_back(daemon: CannedDaemon, looks_right: Looks, size: tuple[int, int]) -> None:
     """It was rolled back while I slept: I want the reason, how fast, and how many bad answers my users got."""
-    assert looks_right(SMALL, press("tab", "down", "down", "enter"))
+    daemon.put(rollouts.failing(), "RolloutRolledBack", "v3 has all traffic.", by="guards", step=1)
+    assert looks_right(size, press("tab", "enter"))
+
+
+def test_rollout_that_was_promoted(daemon: CannedDaemon, looks_right: Looks) -> None:
+    """It is done: I want to know how long there is a quick way back, and the key for it."""
+    daemon.put(rollouts.promoted())
+    daemon.put(world.deployment(version=4, warm=Warm(version=3, until=world.ago(-400), rollout="chat-v4")))
+    assert looks_right(SMALL, press("tab", "enter"))
+
+
+def test_question_before_rolling_back_what_was_promoted(daemon: CannedDaemon, looks_right: Looks) -> None:
+    """Before I take back a version that serves everybody I want to read how that will go."""
+    daemon.put(rollouts.promoted(-1))
+    daemon.put(world.deployment(version=4))
+    assert looks_right(SMALL, press("tab", "enter", "b"))
 
 
 def test_question_before_promoting(daemon: CannedDaemon, looks_right: Looks) -> None:

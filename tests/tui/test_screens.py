@@ -13,7 +13,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from stoker.errors import Conflict
-from stoker.types.rollouts import Paused, Promoting, Rollout, Stepping
+from stoker.types.rollouts import Exposure, Paused, Promoting, RollingBack, Rollout, Stepping
+from stoker.types.serving import Warm
 from stoker.types.training import Cancelling, Run, Running, Succeeded
 from stoker_tui.actions import ACTIONS, PLACES, bindings
 from stoker_tui.app import StokerApp
@@ -26,7 +27,7 @@ from stoker_tui.screens.rollout import RolloutScreen
 from stoker_tui.screens.run import RunScreen
 from stoker_tui.widgets.grid import Grid
 from stoker_tui.widgets.log import LogView
-from tests.tui import world
+from tests.tui import rollouts, world
 from tests.tui.pilots import sees, settled, shown, until
 from tests.tui.server import CannedDaemon
 from tests.tui.world import StillClock
@@ -224,8 +225,78 @@ def test_a_rollout_is_paused_resumed_and_promoted_by_key(daemon: CannedDaemon, a
         await sees(pilot, "▸ step 2 of 3")
         await pilot.press("p", "y")
         await sees(pilot, "▸ promoting")
-        assert not app.screen.check_action("abort", ()), "too late to abort"
+        assert app.screen.check_action("abort", ()), "never too late"
+        assert not app.screen.check_action("pause", ())
         assert [n.severity for n in app._notifications] == ["information"] * 3
+
+    play(body)
+
+
+def test_a_step_that_asks_for_approval_is_approved_by_key_and_no_other_is(
+    daemon: CannedDaemon, app: StokerApp, play: Play
+) -> None:
+    daemon.put(rollouts.at_step(3))
+
+    def approved(found: Any) -> Rollout:
+        assert isinstance(found, Rollout)
+        return found.model_copy(update={"state": Stepping(step=4, since=world.NOON)})
+
+    daemon.verbs["approve"] = approved
+
+    async def body(pilot: Pilot[Any]) -> None:
+        await pilot.press("tab", "enter")
+        await sees(pilot, "waits for grace to approve it", "o approve")
+        await pilot.press("o")
+        await until(pilot, lambda: isinstance(app.screen, Confirm), "the question")
+        assert "It goes on with step 5, canary 50 %" in str(app.screen.query_one("#question").render())
+        await pilot.press("y")
+        await sees(pilot, "▸ step 5 of 7, canary 50 %")
+        assert not app.screen.check_action("approve", ())
+        assert "o approve" not in shown(app)
+
+    play(body)
+    (query,) = [query for path, query in daemon.queries.items() if path.endswith("/approve")]
+    assert query == {"step": "3"}, "should somebody else have been faster, it is refused"
+
+
+def test_what_was_promoted_is_rolled_back_by_key_while_the_old_version_stands_by(
+    daemon: CannedDaemon, app: StokerApp, play: Play
+) -> None:
+    daemon.put(rollouts.promoted())
+    until_then = world.ago(-400)
+    daemon.put(world.deployment(version=4, warm=Warm(version=3, until=until_then, rollout="chat-v4")))
+
+    def rolled_back(found: Any) -> Rollout:
+        assert isinstance(found, Rollout)
+        state = RollingBack(since=world.NOON, because="rolled back by ada after promotion", aborted=True)
+        return found.model_copy(update={"state": state})
+
+    daemon.verbs["rollback"] = rolled_back
+
+    async def body(pilot: Pilot[Any]) -> None:
+        await pilot.press("enter")
+        await sees(pilot, "v3 stands by, warm, till 14:36:40: chat-v4 can be rolled back at once")
+        await pilot.press("escape", "tab", "enter")
+        await sees(pilot, "✓ promoted", "v3 stands by, warm", "b roll back")
+        await pilot.press("b")
+        await until(pilot, lambda: isinstance(app.screen, Confirm), "the question")
+        assert "its replicas stand by till 14:36:40" in str(app.screen.query_one("#question").render())
+        await pilot.press("y")
+        await sees(pilot, "◂ rolling back", "rolled back by ada after promotion")
+        assert daemon.asked["POST /v1/rollouts/chat-v4/rollback"] == 1
+
+    play(body)
+
+
+def test_what_a_rollout_has_come_to_is_seen_live(daemon: CannedDaemon, app: StokerApp, play: Play) -> None:
+    async def body(pilot: Pilot[Any]) -> None:
+        await pilot.press("tab", "enter")
+        await sees(pilot, "37 requests of 19 callers got v4", "1.13 × 0.81 to 1.41")
+        exposure = Exposure(requests=52, errors=1, callers=24)
+        daemon.put(rollouts.rollout(exposure=exposure))  # no event tells of it
+        await sees(pilot, "52 requests of 24 callers got v4")
+        daemon.put(rollouts.failing(), "RolloutRolledBack", "v3 has all traffic.", by="guards", step=1)
+        await sees(pilot, "✗ fails", "1.44 × 1.31 to 1.58", "rolled back in this step", "guards    chat-v4: v3 has all")
 
     play(body)
 
@@ -234,8 +305,9 @@ def test_what_will_happen_is_said_before_it_does(daemon: CannedDaemon, app: Stok
     async def body(pilot: Pilot[Any]) -> None:
         await pilot.press("tab", "enter")
         for key, words in (
-            ("p", "All traffic goes to v4; v3 drains and stops."),
-            ("a", "All traffic goes back to v3; v4 drains and stops."),
+            ("p", "All traffic goes to v4. v3 stands by for 10m"),
+            ("a", "All traffic goes back to v3 at once"),
+            ("b", "All traffic goes back to v3 at once"),
             ("space", "v4 keeps its share of the traffic (25 %)"),
         ):
             await pilot.press(key)

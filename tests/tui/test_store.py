@@ -256,7 +256,7 @@ def test_a_log_that_is_not_there_yet_is_waited_for(daemon: CannedDaemon, home: H
         async with following(home, clock) as store:
             await until(lambda: store.view.is_live)
             chunks = store.log("run", "tune-13", lambda: False)
-            first = asyncio.create_task(anext(aiter(chunks)))
+            first = asyncio.ensure_future(anext(aiter(chunks)))
             await until(lambda: daemon.asked["GET /v1/logs/run/tune-13"] > 0)
             daemon.write("tune-13", b"now\n")
             assert await first == b"now\n"

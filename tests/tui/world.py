@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stoker.types.host import Device, Host, Series, TrafficStats
-from stoker.types.rollouts import (
-    ArmStats,
-    Fail,
-    Guard,
-    GuardReading,
-    Pass,
-    Promoted,
-    RolledBack,
-    Rollout,
-    RolloutSpec,
-    Starved,
-    Step,
-    Stepping,
-)
+from stoker.types.rollouts import Exposure, Fail, GuardReading, Promoted, RolledBack
 from stoker.types.serving import (
     CommandEngine,
     Deployment,
@@ -32,34 +20,13 @@ from stoker.types.serving import (
 )
 from stoker.types.training import Failed, JobSpec, MetricPoint, Queued, Run, Running, Succeeded
 from stoker_tui.clock import Clock
+from tests.tui.rollouts import GUARDS, rollout
 from tests.tui.server import CannedDaemon
+from tests.tui.still import NOON as NOON
+from tests.tui.still import StillClock as StillClock
+from tests.tui.still import ago as ago
 
-NOON = datetime(2026, 3, 14, 13, 30, 0, tzinfo=UTC)
-ZONE = timezone(timedelta(hours=1))
 GIB = 2**30
-
-
-class StillClock(Clock):
-    """A clock that stands until a test moves it."""
-
-    def __init__(self, moment: datetime = NOON) -> None:
-        super().__init__(ZONE)
-        self.moment = moment
-        self.passed = 100.0
-
-    def now(self) -> datetime:
-        return self.moment
-
-    def monotonic(self) -> float:
-        return self.passed
-
-    def advance(self, seconds: float) -> None:
-        self.moment += timedelta(seconds=seconds)
-        self.passed += seconds
-
-
-def ago(seconds: float) -> datetime:
-    return NOON - timedelta(seconds=seconds)
 
 
 def cpu_host() -> Host:
@@ -124,72 +91,6 @@ def replica(deployment_name: str, version: int, index: int, **changes: object) -
     return made.model_copy(update=changes)
 
 
-GUARDS = [
-    Guard(metric="error_rate", limit=0.02),
-    Guard(metric="ttft", limit=2.0),
-    Guard(metric="total", limit=1.5, min_requests=50),
-]
-
-
-def rollout(name: str = "chat-v4", **changes: object) -> Rollout:
-    spec = RolloutSpec(
-        kind="rollout",
-        name=name,
-        deployment="chat",
-        to=4,
-        steps=[
-            Step(type="shadow", percent=100, min_requests=20),
-            Step(type="canary", percent=25, min_requests=50, min_duration=120),
-            Step(type="canary", percent=50, min_requests=50, min_duration=120),
-        ],
-        guards=GUARDS,
-    )
-    made = Rollout(
-        name=name,
-        created_at=ago(400),
-        spec=spec,
-        deployment="chat",
-        from_version=3,
-        to_version=4,
-        state=Stepping(step=1, since=ago(72)),
-        arms={
-            "stable": ArmStats(
-                requests=112,
-                errors=0,
-                ttft_p50=0.118,
-                ttft_p90=0.31,
-                inter_token_p50=0.0121,
-                inter_token_p90=0.0184,
-                total_p50=1.21,
-                total_p90=2.13,
-            ),
-            "candidate": ArmStats(
-                requests=37,
-                errors=1,
-                ttft_p50=0.121,
-                ttft_p90=0.35,
-                inter_token_p50=0.0119,
-                inter_token_p90=0.0191,
-                total_p50=1.34,
-                total_p90=2.24,
-            ),
-        },
-        readings=[
-            GuardReading(
-                guard=GUARDS[0],
-                verdict=Pass(reason="candidate fails 2.7 % of 37 requests, stable 0.0 % of 112: at most +1.9 points."),
-            ),
-            GuardReading(
-                guard=GUARDS[1],
-                verdict=Pass(reason="candidate's p90 is 350 ms, stable's 310 ms: 1.13 times, 1.41 at the most."),
-            ),
-            GuardReading(guard=GUARDS[2], verdict=Starved(reason="37 of 50 requests on the candidate so far.")),
-        ],
-        candidate_errors=1,
-    )
-    return made.model_copy(update=changes)
-
-
 def run(number: int, **changes: object) -> Run:
     spec = JobSpec(
         kind="job",
@@ -247,10 +148,9 @@ def losses(count: int, seed: int = 1) -> list[float]:
 
 
 def traffic() -> list[TrafficStats]:
-    chat = {"deployment": "chat", "window_seconds": 60.0}
+    chat = partial(TrafficStats, deployment="chat", window_seconds=60.0)
     return [
-        TrafficStats(
-            **chat,
+        chat(
             version=3,
             arm="stable",
             requests=552,
@@ -265,8 +165,7 @@ def traffic() -> list[TrafficStats]:
             total_p50=1.21,
             total_p90=2.13,
         ),
-        TrafficStats(
-            **chat,
+        chat(
             version=4,
             arm="candidate",
             requests=186,
@@ -316,6 +215,8 @@ def fill(daemon: CannedDaemon) -> None:
             to_version=3,
             readings=[],
             arms={},
+            distributions={},
+            exposure=Exposure(requests=80211, errors=12, callers=940),
             state=Promoted(finished_at=ago(79000)),
         )
     )
@@ -326,9 +227,10 @@ def fill(daemon: CannedDaemon) -> None:
             from_version=2,
             to_version=9,
             arms={},
+            distributions={},
+            exposure=Exposure(requests=10, errors=4, callers=6),
             readings=[GuardReading(guard=GUARDS[0], verdict=_bad())],
             state=RolledBack(finished_at=ago(85900), because="error rate: candidate fails 40 % of 10, stable 0 %."),
-            candidate_errors=4,
             verdict_at=ago(85900.24),
             restored_at=ago(85900.1),
         )
@@ -373,23 +275,24 @@ def _load(share: float, level: float) -> float:
 
 
 def _past(daemon: CannedDaemon) -> None:
-    facts = (
+    facts: tuple[tuple[Any, ...], ...] = (
         (7200, "run", "tune-11", "RunStarted", "tune-11 started (attempt 1)."),
         (5100, "version", "smollm@4", "VersionRegistered", "smollm@4, from run tune-11."),
         (5100, "run", "tune-11", "RunSucceeded", "tune-11 succeeded and registered smollm@4."),
-        (400, "rollout", "chat-v4", "RolloutStarted", "chat-v4 moves chat from v3 to v4 in 3 steps."),
+        (400, "rollout", "chat-v4", "RolloutStarted", "chat-v4 moves chat from v3 to v4 in 3 steps.", "ada"),
         (398, "replica", "chat-v4-0", "ReplicaStarting", "chat-v4-0 was started."),
         (390, "replica", "chat-v4-0", "ReplicaReady", "chat-v4-0 answered a real inference after 8 s."),
-        (389, "rollout", "chat-v4", "StepStarted", "Step 1 of 3: shadow 100 %."),
+        (389, "rollout", "chat-v4", "StepStarted", "Step 1 of 3: shadow 100 %.", "host", 0),
         (130, "run", "tune-12", "RunStarted", "tune-12 started (attempt 1)."),
-        (73, "rollout", "chat-v4", "StepPassed", "Step 1 of 3 passed: 3 guards hold over 64 requests."),
-        (72, "rollout", "chat-v4", "StepStarted", "Step 2 of 3: canary 25 %."),
+        (73, "rollout", "chat-v4", "StepPassed", "Step 1 of 3 passed: 3 guards hold over 64 requests.", "guards", 0),
+        (72, "rollout", "chat-v4", "StepStarted", "Step 2 of 3: canary 25 %.", "guards", 1),
         (41, "replica", "embed-v1-0", "ReplicaBackingOff", "embed-v1-0 exited with code 1; it is started again."),
         (20, "run", "tune-13", "RunQueued", "tune-13 waits for its turn (schedule:nightly)."),
     )
-    for seconds, kind, name, reason, message in facts:
+    for seconds, kind, name, reason, message, *decided in facts:
         phase = "backing-off" if reason == "ReplicaBackingOff" else ""
-        daemon.tell(kind, name, reason, message, at=ago(seconds), phase=phase)
+        more = dict(zip(("by", "step"), decided, strict=False))
+        daemon.tell(kind, name, reason, message, at=ago(seconds), phase=phase, **more)
 
 
 def daemon_at(folder: Path, host: Host | None = None, clock: Clock | None = None) -> CannedDaemon:

@@ -76,10 +76,10 @@ MISTAKES = [
     ("kind: job\nname: t\ncommand:\n", "3: job.command: expected a list (got nothing)"),
     ("\n\nkind: job\nname: t\n", "3: job.command: missing: it must be given (argv; {python}, {dataset}, "),
     (DEPLOYMENT, "1: deployment.engine: missing: it must be given"),
-    (DEPLOYMENT + "engine: {}\n", "5: deployment.engine.type: missing: expected one of vllm, command"),
+    (DEPLOYMENT + "engine: {}\n", "5: deployment.engine.type: missing: expected one of vllm, command, adapter"),
     (
         DEPLOYMENT + "engine:\n  type: vlm\n",
-        "6: deployment.engine.type: expected one of vllm, command (got 'vlm'; did you mean 'vllm'?)",
+        "6: deployment.engine.type: expected one of vllm, command, adapter (got 'vlm'; did you mean 'vllm'?)",
     ),
     (DEPLOYMENT + "engine: vllm\n", "5: deployment.engine: expected a mapping (`key: value` lines) (got 'vllm')"),
     (
@@ -93,6 +93,14 @@ MISTAKES = [
     (
         "kind: rollout\nname: r\ndeployment: d\nto: 2\nsteps:\n- type: canary\n  percent: 500\n",
         "7: rollout.steps[0].percent: expected at most 100 (got 500)",
+    ),
+    (
+        "kind: rollout\nname: r\ndeployment: d\nto: 2\nsteps:\n- {type: shadow, percent: 5, max_callers: 3}\n",
+        "6: rollout.steps[0].max_callers: unknown field; did you mean 'min_callers'?",
+    ),
+    (
+        "kind: rollout\nname: r\ndeployment: d\nto: 2\ntargets:\n- {header: x-team, key: alice}\n",
+        "6: rollout.targets[0]: a target names either a header or a key",
     ),
     (
         "kind: schedule\nname: s\njob: j\ncron: '* * * * *'\ninterval: 5m\n",

@@ -296,12 +296,16 @@ class Store:
         """Ask for a run's end. Raises `StokerError` when it is refused."""
         return await self._post(Run, Run.plural, run, "cancel")
 
-    async def steer(self, rollout: str, verb: str) -> Rollout:
-        """Promote, abort, pause or resume a rollout. Raises `StokerError` when it is refused."""
-        return await self._post(Rollout, Rollout.plural, rollout, verb)
+    async def steer(self, rollout: str, verb: str, step: int | None = None) -> Rollout:
+        """Say a verb to a rollout (`stoker.types.rollouts.Verb`), of that *step* (from 0) alone if it is given.
 
-    async def _post(self, kind: type[R], *path: str) -> R:
-        resource = read_as(kind, await self.client.request("POST", path_of(*path)))
+        Raises `StokerError` when it is refused.
+        """
+        return await self._post(Rollout, Rollout.plural, rollout, verb, step=step)
+
+    async def _post(self, kind: type[R], *path: str, **params: int | None) -> R:
+        given = {name: value for name, value in params.items() if value is not None}
+        resource = read_as(kind, await self.client.request("POST", path_of(*path), params=given))
         self.view.put(resource)
         self._changed()
         return resource

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Coroutine
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
@@ -47,23 +47,37 @@ async def _stream(
     store: Store, closing: asyncio.Event, after: int, *, follow: bool, kind: str | None, name: str | None
 ) -> AsyncIterator[str]:
     loop = asyncio.get_running_loop()
-    pinged = loop.time()
+    said = loop.time()
     if follow:
         yield ": watching\n\n"
+    wanted: dict[str, str | None] = {} if follow else {"kind": kind, "name": name}  # whoever follows must see ids go by
     while not closing.is_set():
-        found = await store.read(lambda q, start=after: q.events(start))  # type: ignore[misc]
+        found = await store.read(lambda q, start=after: q.events(start, **wanted))  # type: ignore[misc]
         for event in found:
             after = event.id
             if kind in (None, event.kind) and name in (None, event.name):
                 yield _message(event)
-        if found:
-            continue
-        if not follow:
-            return
-        await store.changed(after, 1.0)
-        if loop.time() - pinged > _PING_SECONDS:
-            pinged = loop.time()
+                said = loop.time()
+        if not found:
+            if not follow:
+                return
+            await _first_of(store.changed(after, said + _PING_SECONDS - loop.time()), closing.wait())
+        if loop.time() - said >= _PING_SECONDS:
             yield ": ping\n\n"
+            said = loop.time()
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when one of them does, and give the others up."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _message(event: Event) -> str:

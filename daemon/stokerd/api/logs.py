@@ -23,8 +23,13 @@ Kind = Literal["run", "replica", "gateway"]
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"  # it becomes part of a path
 
 
-def router(store: Store, closing: asyncio.Event, replica_log: Callable[[str], Path], gateway_log: Path) -> APIRouter:
-    """Routes of logs. *replica_log* says where a replica's log lies."""
+def router(
+    store: Store,
+    closing: asyncio.Event,
+    replica_log: Callable[[str], Path],
+    gateway_log: Callable[[str], Path | None],
+) -> APIRouter:
+    """Routes of logs. *replica_log* says where a replica's log lies, *gateway_log* where that of a worker does."""
     routes = APIRouter(prefix="/v1/logs", tags=["logs"])
 
     async def place(kind: Kind, name: str) -> tuple[Path, Callable[[], Awaitable[bool]]]:
@@ -46,13 +51,14 @@ def router(store: Store, closing: asyncio.Event, replica_log: Callable[[str], Pa
                 return await store.read(lambda q: q.find(Replica, name)) is None
 
             return path, replica_gone
-        if name != "gateway":
-            raise NotFound(f"there is no gateway named {name!r}.", "It is called gateway.")
+        worker_log = gateway_log(name)
+        if worker_log is None:
+            raise NotFound(f"the gateway has no worker {name!r}.", "They are called 0, 1, …; `gateway` is the first.")
 
         async def never() -> bool:
             return False
 
-        return gateway_log, never
+        return worker_log, never
 
     @routes.get("/{kind}/{name}", response_class=StreamingResponse)
     async def get_log(

@@ -10,42 +10,45 @@ from fastapi import APIRouter, Request
 from stoker.errors import Invalid, NotFound
 from stoker.types.apply import Applied, ApplyRequest
 from stoker.types.base import Resource
+from stokerd.api.people import caller
 from stokerd.apply import apply
+from stokerd.rollouts.planning import Planner
 from stokerd.serving.apply import delete_deployment
 from stokerd.store.store import Store, Transaction
 from stokerd.store.tables import KINDS, ROWS
 from stokerd.training.apply import delete_job, delete_schedule
 
 _FILTERS = frozenset({"job", "deployment", "model", "dataset", "phase"})
-_DELETES: dict[str, Callable[[Transaction, str], None]] = {
+_DELETES: dict[str, Callable[[Transaction, str, str], None]] = {
     "jobs": delete_job,
     "schedules": delete_schedule,
     "deployments": delete_deployment,
 }
 
 
-def router(store: Store) -> APIRouter:
+def router(store: Store, planner: Planner) -> APIRouter:
     """Routes of resources."""
     routes = APIRouter(prefix="/v1")
 
     @routes.post("/apply", tags=["specs"])
-    async def apply_specs(body: ApplyRequest) -> list[Applied]:
+    async def apply_specs(body: ApplyRequest, request: Request) -> list[Applied]:
         """Keep all specs or none, and say what each changed."""
-        return await apply(store, body)
+        return await apply(store, body, planner, await caller(request))
 
     for plural, kind in KINDS.items():
         _add(routes, store, plural, kind)
 
     @routes.delete("/{plural}/{name}", status_code=204, tags=["resources"])
-    async def delete(plural: str, name: str) -> None:
-        """Delete a job, a schedule or a deployment."""
+    async def delete(plural: str, name: str, request: Request) -> None:
+        """Delete a job, a schedule or a deployment; `keys` has a route of its own."""
         function = _DELETES.get(plural)
         if function is None:
-            known = ", ".join(_DELETES)
+            known = ", ".join([*_DELETES, "keys"])
             if plural in KINDS:
                 raise Invalid(f"{plural} can't be deleted.", f"What can: {known}.", code="not-deletable")
             raise NotFound(f"there are no {plural}.", f"What can be deleted: {known}.", code="no-kind")
-        await store.write(lambda tx: function(tx, name))
+        by = await caller(request)
+        await store.write(lambda tx: function(tx, name, by))
 
     return routes
 

@@ -32,7 +32,21 @@ class _Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, without its own ideas of signals: the daemon ends it."""
+    """uvicorn, without its own ideas of signals, and asleep while nobody calls: the daemon ends it, by `end`."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Let ``serve`` return, once what is being answered is."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end. uvicorn's own looks ten times a second whether it was asked to, and what the date is."""
+        await self.on_tick(0)  # sets the headers that all answers have
+        await self._ending.wait()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -52,7 +66,14 @@ def build(routers: list[APIRouter]) -> FastAPI:
 def server_for(app: FastAPI) -> Server:
     """A server that is started with the socket of `listen`."""
     config = uvicorn.Config(
-        app, http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=3
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        date_header=False,  # it would be that of the start: see main_loop
+        timeout_graceful_shutdown=3,
     )
     return Server(config)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 
 from stokerd.devices.inventory import Inventory
@@ -30,10 +30,13 @@ def handback(held_by: str, waited: float) -> Handback:
 class Handbacks:
     """Sees for each lease of owners of one *kind* whose last process has ended that the memory is back."""
 
-    def __init__(self, kind: str, store: Store, inventory: Inventory) -> None:
+    def __init__(
+        self, kind: str, store: Store, inventory: Inventory, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._kind = kind
         self._store = store
         self._inventory = inventory
+        self._clock = clock
         self._since: dict[str, float] = {}  # owner to when it was first seen without a process, monotonic
 
     async def is_done(self, owner: str, devices: Sequence[str]) -> bool:
@@ -45,9 +48,9 @@ class Handbacks:
         """
         if not devices:
             return True
-        since = self._since.setdefault(owner, time.monotonic())
+        since = self._since.setdefault(owner, self._clock())
         held_by = self._inventory.memory_back(devices, since)
-        seen = handback(held_by, time.monotonic() - since)
+        seen = handback(held_by, self._clock() - since)
         if seen == Handback.WAIT:
             return False
         if seen == Handback.TELL:

@@ -137,7 +137,6 @@ class Inventory:
             count = nvml.start_up()
         except nvml.NoDriver as error:
             self._message = str(error)
-            nvml.shut_down()
             return False
         finally:
             self._asking = None

@@ -6,39 +6,27 @@ All calls may block for as long as the driver likes: make them in a thread that 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pynvml
-
 T = TypeVar("T")
 
+_LIBRARY = "libnvidia-ml.so.1"
 _CPU = "runs and replicas use the CPU."
 NO_GPU = f"the NVIDIA driver sees no GPU; {_CPU}"
-_NO_DRIVER = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: f"no NVIDIA driver found (libnvidia-ml.so.1 is missing); {_CPU}",
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: f"the NVIDIA driver is installed but not loaded; {_CPU}",
-    pynvml.NVML_ERROR_NO_PERMISSION: f"this user may not talk to the NVIDIA driver; {_CPU}",
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-        f"the NVIDIA driver and its library differ in version (upgraded without a reboot); until a reboot {_CPU}"
-    ),
-}
-_LOST = {
-    pynvml.NVML_ERROR_GPU_IS_LOST: "it fell off the bus; a reset or a reboot is needed",
-    pynvml.NVML_ERROR_RESET_REQUIRED: "it needs a reset",
-    pynvml.NVML_ERROR_NOT_FOUND: "the driver doesn't list it any more",
-}
-# What a healthy GPU may answer to a question that doesn't apply to it, or that this driver or user can't ask.
-_NO_ANSWER = frozenset(
-    {
-        pynvml.NVML_ERROR_NOT_SUPPORTED,
-        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-        pynvml.NVML_ERROR_NO_PERMISSION,
-        pynvml.NVML_ERROR_NO_DATA,
-    }
-)
+
+
+class _Binding:
+    """The module `pynvml`, loaded when it is first used: its 1.8 MB are nothing to a host without a driver."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("pynvml"), name)
+
+
+pynvml = _Binding()
 
 
 class NoDriver(Exception):
@@ -91,12 +79,17 @@ class Wiring:
 
 
 def start_up() -> int:
-    """Load the library and say how many GPUs there are. Raises `NoDriver`."""
+    """Load the library and say how many GPUs there are. Raises `NoDriver`; then nothing is left to shut down."""
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise NoDriver(f"no NVIDIA driver found ({_LIBRARY} is missing); {_CPU}") from error
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())
     except pynvml.NVMLError as error:
-        raise NoDriver(_NO_DRIVER.get(error.value, f"the NVIDIA driver can't be used ({error}); {_CPU}")) from error
+        shut_down()
+        raise NoDriver(_no_driver(error)) from error
 
 
 def shut_down() -> None:
@@ -244,7 +237,7 @@ class XidEvents:
             pynvml.nvmlDeviceRegisterEvents(identity.handle, wanted, events)
         except pynvml.NVMLError as error:
             pynvml.nvmlEventSetFree(events)
-            if error.value in _NO_ANSWER:
+            if _is_no_answer(error):
                 return None
             raise
         return events
@@ -265,7 +258,7 @@ def _optional(call: Callable[..., T], *args: object) -> T | None:
     try:
         return call(*args)
     except pynvml.NVMLError as error:
-        if error.value in _NO_ANSWER:
+        if _is_no_answer(error):
             return None
         raise
 
@@ -274,4 +267,37 @@ def _translated(ask: Callable[[], T]) -> T:
     try:
         return ask()
     except pynvml.NVMLError as error:
-        raise NotSampled(_LOST.get(error.value, f"NVML says: {error}")) from error
+        raise NotSampled(_not_sampled(error)) from error
+
+
+def _no_driver(error: Any) -> str:
+    """What an `NVMLError` of the start says of the driver, in a sentence."""
+    known = {
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: f"the NVIDIA driver is installed but not loaded; {_CPU}",
+        pynvml.NVML_ERROR_NO_PERMISSION: f"this user may not talk to the NVIDIA driver; {_CPU}",
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+            f"the NVIDIA driver and its library differ in version (upgraded without a reboot); until a reboot {_CPU}"
+        ),
+    }
+    return known.get(error.value, f"the NVIDIA driver can't be used ({error}); {_CPU}")
+
+
+def _not_sampled(error: Any) -> str:
+    """What an `NVMLError` of one GPU says, without a full stop."""
+    known = {
+        pynvml.NVML_ERROR_GPU_IS_LOST: "it fell off the bus; a reset or a reboot is needed",
+        pynvml.NVML_ERROR_RESET_REQUIRED: "it needs a reset",
+        pynvml.NVML_ERROR_NOT_FOUND: "the driver doesn't list it any more",
+    }
+    return known.get(error.value, f"NVML says: {error}")
+
+
+def _is_no_answer(error: Any) -> bool:
+    """A healthy GPU may say so to a question that doesn't apply to it, or that this driver or user can't ask."""
+    return error.value in (
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+        pynvml.NVML_ERROR_NO_DATA,
+    )

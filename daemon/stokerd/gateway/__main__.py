@@ -1,33 +1,30 @@
-"""The gateway's process: ``python -m stokerd.gateway --listen HOST:PORT --control SOCKET --table-file FILE``.
+"""A worker of the gateway: ``python -m stokerd.gateway --listen HOST:PORT --control SOCKET --table-file FILE``.
 
-Exits with 0 after SIGTERM or SIGINT, once what was in flight is answered (a second signal, or `Limits.drain_seconds`,
-cuts that short); 2 if the command line is wrong; 6 if a place to listen can't be had, with one sentence on stderr.
+Any number of them may listen on one port; they share the folder ``--state``. One that is to take the place of others
+names what they are asked at, ``--take-over SOCKET.hand``: it gets their listening sockets, and they drain and end.
+
+Exits with 0 after SIGTERM or SIGINT, or after another worker took over, once what was in flight is answered (a second
+signal, or `Limits.drain_seconds`, cuts that short); 2 if the command line is wrong; 6 if a place to listen or the
+certificate can't be had, with one sentence on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import resource
-import secrets
-import signal
-import socket
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from time import monotonic
 
 import uvloop
 
-from stokerd.gateway import tablefile
-from stokerd.gateway.control import Control
-from stokerd.gateway.front import Front
-from stokerd.gateway.gateway import Gateway, say
+from stokerd.gateway.gateway import say
+from stokerd.gateway.handover import path_beside
 from stokerd.gateway.limits import Limits
-from stokerd.gateway.server import Server
-from stokerd.gateway.sockets import LOOPBACK, Unavailable, release_path, take_address, take_path
-from stokerd.gateway.wire import RouteTable
+from stokerd.gateway.sockets import Unavailable, release_path
+from stokerd.gateway.tls import Certificate
+from stokerd.gateway.worker import Options, Places, Worker
 
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 6
@@ -60,14 +57,29 @@ def parse_limits(pairs: list[str]) -> Limits:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; exits with 2 if it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stokerd.gateway", description="Stoker's OpenAI-compatible gateway."
-    )
+    parser = argparse.ArgumentParser(prog="python -m stokerd.gateway", description="A worker of Stoker's gateway.")
     parser.add_argument("--listen", type=parse_listen, default=("127.0.0.1", 8700), metavar="HOST:PORT")
     parser.add_argument("--control", type=Path, required=True, metavar="SOCKET", help="where the daemon speaks to it")
     parser.add_argument("--table-file", type=Path, required=True, metavar="FILE", help="keeps the last route table")
+    parser.add_argument(
+        "--state", type=Path, metavar="FOLDER", help="what all workers share; the table file's folder without it"
+    )
+    parser.add_argument(
+        "--take-over", type=Path, action="append", default=[], metavar="SOCKET", help="of a worker to be replaced"
+    )
+    parser.add_argument(
+        "--await-table",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="take no client before the daemon's first table",
+    )
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM; HTTPS is served then, and no HTTP")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM; where the certificate's file has no key")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=NUMBER", help="see limits.py")
     arguments = parser.parse_args(argv)
+    if arguments.tls_key and not arguments.tls_certificate:
+        parser.error("--tls-key needs --tls-certificate")
     try:
         arguments.limits = parse_limits(arguments.limit)
     except ValueError as error:
@@ -80,91 +92,50 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     _raise_file_limit()
     try:
-        front_socket = take_address(*arguments.listen)
-        control_socket = take_path(arguments.control)
+        options = _options(arguments)
+        places = Places(options)
     except Unavailable as error:
         say(str(error))
         return EXIT_UNAVAILABLE
-    inode = arguments.control.stat().st_ino
+    paths = [(path, path.stat().st_ino) for path in (options.control, path_beside(options.control))]
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(front_socket, control_socket, arguments))
+            runner.run(_work(options, places))
+    except Unavailable as error:
+        say(str(error))
+        return EXIT_UNAVAILABLE
     finally:
-        release_path(arguments.control, inode)
+        for path, inode in paths:
+            release_path(path, inode)
     return 0
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    certificate = None
+    if arguments.tls_certificate is not None:
+        certificate = Certificate(arguments.tls_certificate, arguments.tls_key or arguments.tls_certificate)
+    host, port = arguments.listen
+    return Options(
+        host,
+        port,
+        arguments.control,
+        arguments.table_file,
+        arguments.state or arguments.table_file.absolute().parent,
+        tuple(arguments.take_over),
+        arguments.await_table,
+        certificate,
+        arguments.limits,
+    )
+
+
+async def _work(options: Options, places: Places) -> None:
+    await Worker(options, places).run()
 
 
 def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _load_table(path: Path) -> RouteTable:
-    try:
-        table = tablefile.load(path)
-    except (OSError, ValueError, RecursionError) as error:
-        say(f"the route table in {path} can't be read ({error}); it serves nothing until the daemon sends another.")
-        table = None
-    return table or RouteTable(version=0)
-
-
-async def serve(front_socket: socket.socket, control_socket: socket.socket, arguments: argparse.Namespace) -> None:
-    """Serve on both sockets until a signal, then drain."""
-    loop = asyncio.get_running_loop()
-    limits: Limits = arguments.limits
-    stop = _stop_on_signals(loop)
-    gateway = Gateway(secrets.token_hex(8), _load_table(arguments.table_file), limits)
-    front = Front(gateway)
-    clients = Server(front.handle, limits)
-    host, port = front_socket.getsockname()[:2]
-    listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    control = Control(gateway, arguments.table_file, clients, listen)
-    daemon = Server(control.handle, limits)
-    if not host.startswith(LOOPBACK):
-        say(f"warning: {listen} can be reached from other machines, and no key is asked for.")
-    listener = await loop.create_server(clients.connect, sock=front_socket)
-    control_listener = await loop.create_unix_server(daemon.connect, sock=control_socket)
-    sweeper = loop.create_task(_sweep((gateway, clients, daemon), limits.sweep_seconds))
-    gc.collect()
-    gc.freeze()  # what is here now stays: the collector needn't look at it again while streams wait
-    say(f"serving http://{listen}, control {arguments.control}, route table {gateway.table.version}")
-    await stop.get()
-    say(f"draining: {len(gateway.exchanges)} requests in flight")
-    listener.close()
-    front.abandon_shadows()
-    clients.drain()
-    await _first_of(clients.is_empty.wait(), stop.get(), limits.drain_seconds)
-    sweeper.cancel()
-    for server in (clients, daemon):
-        server.abort()
-    control_listener.close()
-    await gateway.close()
-    await asyncio.gather(sweeper, return_exceptions=True)
-    say("stopped")
-
-
-def _stop_on_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Queue[int]:
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
-    return signals
-
-
-async def _first_of(empty: object, stop: object, seconds: float) -> None:
-    tasks = [asyncio.ensure_future(waiting) for waiting in (empty, stop)]  # type: ignore[call-overload]
-    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _sweep(swept: tuple[Gateway | Server, ...], every_seconds: float) -> None:
-    while True:
-        await asyncio.sleep(every_seconds)
-        now = monotonic()
-        for part in swept:
-            part.sweep(now)
 
 
 if __name__ == "__main__":

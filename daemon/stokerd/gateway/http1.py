@@ -1,10 +1,12 @@
-"""Pure pieces of HTTP/1.1 that both legs share: which headers mean what, heads, and errors in OpenAI's shape."""
+"""Pure pieces of HTTP/1.1 that both legs share: which headers mean what, heads, and errors in the API's shape."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
 import msgspec
+
+from stokerd.gateway.surface import Shape
 
 # Headers that speak of one connection, not of the message (RFC 9110, 7.6.1, and the older ones still met).
 HOP_BY_HOP = frozenset(
@@ -24,6 +26,19 @@ HOP_BY_HOP = frozenset(
 _KEPT_CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 LAST_CHUNK = b"0\r\n\r\n"
+_SERVER_ERROR = "server_error"
+# What Anthropic's clients know errors by, where OpenAI's have a code or a type.
+_ANTHROPIC_CODES = {
+    "body_too_large": "request_too_large",
+    "invalid_api_key": "authentication_error",
+    "missing_api_key": "authentication_error",
+    "model_not_allowed": "permission_error",
+    "model_not_found": "not_found_error",
+    "no_healthy_replica": "overloaded_error",
+    "unknown_path": "not_found_error",
+    "upstream_timeout": "timeout_error",
+}
+_ANTHROPIC_KINDS = {_SERVER_ERROR: "api_error", "requests": "rate_limit_error", "tokens": "rate_limit_error"}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -54,11 +69,27 @@ def answer_head(
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-def error_body(message: str, kind: str, code: str, param: str | None = None) -> bytes:
-    """An error as OpenAI's API utters it; *kind* is its ``type``."""
-    return _encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+def error_body(message: str, kind: str, code: str, param: str | None = None, *, shape: Shape = "openai") -> bytes:
+    """An error as the API of that *shape* utters it; *kind* is OpenAI's ``type``, *code* the gateway's own word."""
+    return _encode(_anthropic(message, kind, code) if shape == "anthropic" else _openai(message, kind, code, param))
 
 
-def error_event(message: str, code: str) -> bytes:
+def error_event(message: str, code: str, *, shape: Shape = "openai", path: str = "") -> bytes:
     """The same, as the last event of a stream. The leading blank line ends whatever event was cut off before it."""
-    return b"\n\ndata: " + error_body(message, "server_error", code) + b"\n\n"
+    if shape == "anthropic":
+        return b"\n\nevent: error\ndata: %b\n\n" % _encode(_anthropic(message, _SERVER_ERROR, code))
+    error = _openai(message, _SERVER_ERROR, code, None)
+    if not path.startswith("/v1/responses"):
+        return b"\n\ndata: %b\n\n" % _encode(error)
+    # As ResponseErrorEvent is described; the object within makes OpenAI's own clients raise it as well.
+    event = {"type": "error", "code": code, "message": message, "param": None, "sequence_number": 0, **error}
+    return b"\n\nevent: error\ndata: %b\n\n" % _encode(event)
+
+
+def _openai(message: str, kind: str, code: str, param: str | None) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _anthropic(message: str, kind: str, code: str) -> dict[str, object]:
+    kind = _ANTHROPIC_CODES.get(code) or _ANTHROPIC_KINDS.get(kind, kind)
+    return {"type": "error", "error": {"type": kind, "message": message}}

@@ -15,6 +15,8 @@ class Limits:
     that has begun, or with a client that takes none. ``upstream_idle_seconds`` stays under the 5 s after which vLLM's
     server closes an idle connection, so that few requests meet a connection that is being closed. ``stale_seconds``: a
     kept connection that closes without an answer this soon after a request was idle too long; later, it died of it.
+    ``eject_seconds``: how long a replica is left alone for the first time, ``eject_most_seconds`` at the most;
+    ``eject_errors``: after so many answers with 5xx, broken answers or timeouts in a row.
     """
 
     header_bytes: int = 64 << 10
@@ -28,6 +30,8 @@ class Limits:
     first_byte_seconds: float = 600.0
     stall_seconds: float = 300.0
     eject_seconds: float = 1.0
+    eject_most_seconds: float = 30.0
+    eject_errors: int = 5
     upstream_idle_seconds: float = 4.0
     stale_seconds: float = 1.0
     upstream_header_bytes: int = 256 << 10

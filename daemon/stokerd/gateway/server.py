@@ -18,9 +18,11 @@ from typing import Protocol, cast
 
 import httptools
 
+from stokerd.gateway.heads import Heads
 from stokerd.gateway.http1 import answer_head, error_body
 from stokerd.gateway.limits import Limits
-from stokerd.gateway.request import FORWARDED_TOO, NOTED, Refusal, Request, check_head
+from stokerd.gateway.outbox import Outbox
+from stokerd.gateway.request import FORWARDED_TOO, NOTED, Refusal, Request, check_head, is_plain
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 JSON = b"application/json"
@@ -45,6 +47,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self._server = server
         self._limits = server.limits
+        self._outbox = server.outbox
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Request] = deque()
         self._incoming: Request | None = None
@@ -68,14 +71,17 @@ class Connection(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """Send the next bytes of the answer."""
         if not self._is_closing:
-            self._transport.write(data)
+            self._outbox.write(self._transport, data)
 
     def done(self, keeps: bool) -> None:
         """The answer is complete; with *keeps* the connection may serve the next request."""
         self.work = None
         self.request = None
         if keeps:
-            self._advance()
+            if self._queue or self._refusal is not None or self._is_advancing:
+                self._advance()
+            elif not self.is_paused and not self._is_closing:
+                self._await_more()
         else:
             self.close()
 
@@ -106,6 +112,7 @@ class Connection(asyncio.Protocol):
         if not self._is_closing:
             self._is_closing = True
             self.deadline = monotonic() + self._limits.stall_seconds
+            self._outbox.flush()
             self._transport.close()
 
     def abort(self) -> None:
@@ -151,8 +158,23 @@ class Connection(asyncio.Protocol):
         if self._is_closing or self._refusal is not None:
             return  # lingering: see _end
         self._now = monotonic()
-        self._has_grown = False
-        self._feed(data)
+        is_between = self.request is None and self._incoming is None and not self._queue
+        heads = self._server.heads
+        if is_between and len(data) <= self._limits.body_bytes and (known := heads.find(data)) is not None:
+            template, end = known
+            request = template.again(self._now, data[end:])
+            if not self.is_paused:
+                self.request = request
+                self.deadline = 0.0
+                self._server.handle(self, request)
+                return
+            self._queue.append(request)
+        else:
+            self._has_grown = False
+            self._feed(data)
+            if is_between and self._incoming is None and len(self._queue) == 1 and is_plain(self._queue[0]):
+                first = self._queue[0]
+                heads.learn(data, first.noted.get(b"content-length", b""), first.template())
         if self._incoming is not None and not self._has_grown:
             # Bytes that are no body: an unfinished head, trailers, chunk extensions. The parser keeps what it has of
             # an unfinished line, and says nothing of it.
@@ -161,8 +183,9 @@ class Connection(asyncio.Protocol):
                 self._refuse(431, "header_too_large", "The request's header is too large.")
         if self.request is None:
             self._advance()
-        else:
-            self._transport.pause_reading()  # sent ahead: its turn comes
+            if not self._queue or self._is_closing:
+                return
+        self._transport.pause_reading()  # sent ahead: its turn comes
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -250,7 +273,7 @@ class Connection(asyncio.Protocol):
                 self.close()
         elif self._in_head:
             self.deadline = incoming.started + self._limits.header_seconds
-        elif self._has_grown:
+        elif self._has_grown or not self.deadline:
             self.deadline = now + self._limits.body_seconds
 
     def _refuse(self, status: int, code: str, message: str) -> None:
@@ -269,6 +292,7 @@ class Connection(asyncio.Protocol):
         self._incoming = None
         self.deadline = monotonic() + self._limits.linger_seconds
         if not self._transport.is_closing():
+            self._outbox.flush()
             self._transport.write_eof()
             self._transport.resume_reading()
 
@@ -278,6 +302,7 @@ class Connection(asyncio.Protocol):
         """The first byte of a request."""
         self._incoming = Request(self._now)
         self._in_head = True
+        self._has_grown = True  # what came with it may be other requests: counting begins with the next bytes
         self._head_size = self._raw_size = 0
 
     def on_url(self, url: bytes) -> None:
@@ -355,6 +380,8 @@ class Server:
         self.handle = handle
         self.limits = limits
         self.connections: set[Connection] = set()
+        self.heads: Heads[Request] = Heads()
+        self.outbox = Outbox()
         self.is_draining = False
         self.is_empty = asyncio.Event()
         self.is_empty.set()

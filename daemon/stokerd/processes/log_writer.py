@@ -8,6 +8,8 @@ import os
 import stat
 import time
 
+_CHECK_SECONDS = 1.0  # between two looks whether somebody moved or deleted the file
+
 
 def rotated(path: str) -> list[int]:
     """Where the segments of *path* that were moved aside begin, in bytes from the log's beginning; oldest first.
@@ -145,7 +147,7 @@ class LogWriter:
         if cut_bytes:
             self._skip(cut_bytes)
         now = time.monotonic()
-        if now - self._checked_at < 1.0:
+        if now - self._checked_at < _CHECK_SECONDS:
             return
         self._checked_at = now
         try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,12 +20,12 @@ from stokerd.processes.group import Group
 from stokerd.processes.groups import Groups
 from stokerd.processes.identity import send
 from stokerd.processes.kernel import boot_id, boot_seconds, stat_fields
+from stokerd.processes.spares import Spares
 from stokerd.processes.states import Absent, Alive, Command, Exited, Lost, Observed
 from stokerd.processes.watch import UNSTARTED, Watch
 
 log = logging.getLogger(__name__)
 
-SHIM = Path(__file__).with_name("shim.py")
 SHIM_PATIENCE_SECONDS = 15.0  # after a stop's deadline a shim that still lives hangs, and is killed
 REMAINS_WAIT_SECONDS = 0.2  # how long one look may hold the loop for the remains of a killed shim
 REMAINS_PATIENCE_SECONDS = 10.0  # after that they are left behind, and Lost is said all the same
@@ -68,6 +68,7 @@ class Supervisor:
             "log_max_age_seconds": log_max_age_seconds,
         }
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._spares = Spares()
         self._watches: dict[str, Watch] = {}
         self._ended: dict[str, Exited | Lost] = {}  # said once, never looked at again
         self._spawned: set[str] = set()  # by this supervisor: if no trace is left of such a one, its shim failed
@@ -89,7 +90,7 @@ class Supervisor:
         try:
             folder.write_command(command, self._log_bounds, self._groups.folders(process))
             self._groups.make(process, command.bounds)
-            watch = _spawn(folder.path)
+            watch = self._spares.use(folder.path)
         except OSError as error:
             raise Unavailable(
                 f"Can't start {process}: {error.strerror} ({folder.path}).",
@@ -98,6 +99,8 @@ class Supervisor:
             ) from error
         self._spawned.add(process)
         self._keep(process, watch)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._spares.refill_in, self._loop)
 
     def observe(self, process: str) -> Observed:
         """Say what is true of *process* now. Raises Unavailable when that can't be seen."""
@@ -181,10 +184,16 @@ class Supervisor:
     def adopt(self) -> None:
         """At the daemon's start: look at each process once, watch those that live, kill what dead shims left."""
         self._note_loop()
+        if self._loop is not None:
+            self._spares.refill_in(self._loop)
         if not self._folder.is_dir():
             return
         for half_removed in self._folder.glob(f"{_FORGOTTEN}*"):
             shutil.rmtree(half_removed, ignore_errors=True)
+        for record in (records.COMMAND, records.STOP):  # which nobody but a daemon writes, and there is one
+            for half_written in self._folder.glob(f"*/{record}.*.tmp"):
+                with contextlib.suppress(OSError):
+                    half_written.unlink()
         for process in self.ids():
             try:
                 self.observe(process)
@@ -213,6 +222,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Stop watching. The processes go on."""
+        self._spares.close()
         while self._watches:
             self._watches.popitem()[1].close()
 
@@ -325,42 +335,6 @@ class Supervisor:
         reason = "the machine went down" if by_reboot else folder.complaint() or "it was killed"
         self._ended[process] = Lost(f"Its shim is gone and left no exit status: {reason}.", by_reboot=by_reboot)
         return self._ended[process]
-
-
-def _spawn(folder: Path) -> Watch:
-    """Start the shim of *folder*, in a session of its own and with nothing of ours open in it. Raises OSError."""
-    started_pipe, announce = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    env = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}  # some Pythons need it
-    try:
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-I", "-S", "-X", "utf8", os.fspath(SHIM), os.fspath(folder.absolute())],
-            env,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, announce, 1),
-                (
-                    os.POSIX_SPAWN_OPEN,
-                    2,
-                    os.fspath(folder / records.SHIM_ERR),
-                    os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-                    0o600,
-                ),
-            ],
-            setsid=True,
-            setsigmask=signal.valid_signals(),  # until it has its handlers: a SIGTERM at once must not kill it
-        )
-        try:
-            return Watch(pid, os.pidfd_open(pid), started_pipe)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-    except OSError:
-        os.close(started_pipe)
-        raise
-    finally:
-        os.close(announce)
 
 
 def _check(command: Command) -> None:

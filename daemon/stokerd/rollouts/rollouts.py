@@ -2,199 +2,202 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from collections.abc import Sequence
+from functools import partial
 
 import httpx
 
-from stoker.errors import StokerError
+from stoker.errors import StokerError, Unavailable
 from stoker.types.base import now
 from stoker.types.rollouts import (
     ACTIVE_PHASES,
-    Aborted,
+    FINAL_PHASES,
+    ArmStats,
+    GuardReading,
     Paused,
-    Preparing,
     Promoted,
-    Promoting,
-    RolledBack,
     RollingBack,
     Rollout,
     RolloutState,
     Stepping,
+    Verb,
     Verdict,
 )
-from stoker.types.serving import BackingOff, Deployment, Ready, Replica, ReplicaFailed
-from stokerd.clock import Elapsed
-from stokerd.gateway.wire import Record
-from stokerd.rollouts import machine
-from stokerd.rollouts.verdict import hard_trip, judge_all, overall
+from stoker.types.serving import BackingOff, Deployment, Replica, ReplicaFailed, Unwell
+from stokerd.clock import JUMP_SECONDS, Elapsed
+from stokerd.rollouts import decisions, machine
+from stokerd.rollouts.apply import failed_gates
+from stokerd.rollouts.decisions import ready_count, wanted_count
+from stokerd.rollouts.evidence import Evidence
+from stokerd.rollouts.judging import Judging
+from stokerd.rollouts.tidings import is_news, is_told, tell_traffic
 from stokerd.serving.gateway import GatewayLink
-from stokerd.serving.plan import route
+from stokerd.serving.plan import is_same_split, route
 from stokerd.store.store import Query, Store, Transaction
 from stokerd.telemetry.metrics import Metrics
-from stokerd.telemetry.quantiles import arm_stats
 
 log = logging.getLogger(__name__)
-ALPHA = 0.05  # chance, over a whole rollout and however often it is looked at, that a guard fails without a cause
-MAX_RECORDS = 200_000  # of one step; past that the newest are judged
+_LOOK_SECONDS = 1.0  # its steps have durations, and that the gateway follows a table is no event
+_TELL_SECONDS = 10.0  # at first, with few requests, guards change their minds with each
+_SAVE_SECONDS = 0.5  # numbers that say nothing new are kept not more often than people can read them
 
 
 class Rollouts:
-    """The reconciler of rollouts, and what the API does with them."""
+    """The reconciler of rollouts, and what the API does with them.
 
-    def __init__(self, store: Store, gateway: GatewayLink, metrics: Metrics) -> None:
+    ``is_active``: whether there was a rollout that is under way, or whose old version stands by, when it last looked.
+    """
+
+    def __init__(self, store: Store, gateway: GatewayLink, metrics: Metrics, judging: Judging) -> None:
         self._store = store
         self._gateway = gateway
         self._metrics = metrics
+        self._judging = judging
+        self._saved_at: dict[str, float] = {}
+        self._offsets: dict[str, float] = {}
+        self._told: dict[str, tuple[decisions.Said, float]] = {}
         self._elapsed = Elapsed()
+        self._evidence: dict[str, Evidence] = {}
+        self.is_active = False
 
-    async def command(self, name: str, verb: machine.Verb, by: str) -> Rollout:
-        """Pause, resume, promote or abort. Raises `NotFound`, or `Conflict` when the verb doesn't fit the state."""
+    async def command(self, name: str, verb: Verb, by: str, step: int | None = None) -> Rollout:
+        """Have *by* (a person's name) say *verb*, of that *step* (from 0) alone if it is given.
 
-        def save(tx: Transaction) -> Rollout:
-            rollout = tx.get(Rollout, name)
-            rollout.state = machine.command(rollout.spec, rollout.state, verb, now(), by)
-            if isinstance(rollout.state, RollingBack):
-                rollout.verdict_at = now()
-            reason = {"pause": "Paused", "resume": "Resumed", "promote": "Promoting", "abort": "Aborting"}[verb]
-            tx.save(rollout, f"Rollout{reason}", f"{name}: {verb}, by {by}.", by=by)
-            return rollout
-
-        rollout = await self._store.write(save)
+        Raises `NotFound`, or `Conflict` when it doesn't fit the state.
+        """
+        rollout = await self._store.write(partial(decisions.command, name=name, verb=verb, by=by, step=step))
+        self._count(rollout, rollout.state)
         await self._move_traffic(rollout)
         return rollout
 
-    async def clock_was_set(self) -> None:
-        """Start the steps that are on anew: requests are told from earlier ones by the time at which they began."""
-        rollouts = await self._store.read(lambda q: q.all(Rollout, phase={"stepping", "paused"}))
-        moment = now()
+    async def step(self) -> float | None:
+        """Look at each active rollout once, and take its next step.
+
+        Returns in how many seconds to look again: None without one, as the start of a rollout is an event.
+        """
+        rollouts = await self._store.read(_watched)
+        self.is_active = self._metrics.keeps_recent = bool(rollouts)
+        names = {rollout.name for rollout in rollouts}
+        for name in self._evidence.keys() - names:
+            del self._evidence[name]
+            self._saved_at.pop(name, None)
+            self._told.pop(name, None)
+            self._offsets.pop(name, None)
+        self._judging.keep_only(names)
         for rollout in rollouts:
-            self._elapsed.since(rollout.name, moment)  # counted from here on, should the clock be set again at once
-
-        def save(tx: Transaction) -> None:
-            for rollout in tx.all(Rollout, phase={"stepping", "paused"}):
-                assert isinstance(rollout.state, Stepping | Paused)
-                rollout.state = rollout.state.model_copy(update={"since": moment})
-                tx.save(rollout)
-
-        await self._store.write(save)
-
-    async def step(self) -> None:
-        """Look at each active rollout once, and take its next step."""
-        for rollout in await self._store.read(lambda q: q.all(Rollout, phase=ACTIVE_PHASES)):
             try:
                 await self._advance(rollout)
             except StokerError as error:
                 log.warning("rollout %s: %s", rollout.name, error)
             except Exception:  # it concerns this rollout alone
                 log.exception("rollout %s", rollout.name)
+        return _LOOK_SECONDS if rollouts else None
 
     async def _advance(self, rollout: Rollout) -> None:
-        deployment, replicas = await self._store.read(lambda q: _around(q, rollout))
-        arms = await self._records(rollout)
-        facts = await asyncio.to_thread(self._judge, rollout, deployment, replicas, arms)
+        deployment, replicas, failed_gate = await self._store.read(lambda q: _around(q, rollout))
+        before = rollout.model_copy()
+        facts = await self._facts(rollout, deployment, replicas, failed_gate)
+        if facts.routed and is_news(rollout, deployment):
+            await self._store.write(lambda tx: tell_traffic(tx, rollout))
+        if isinstance(rollout.state, Promoted) and await self._is_cold_now(rollout):
+            return
         state = machine.advance(rollout.spec, rollout.state, facts)
         if state is None:
-            await self._store.write(lambda tx: self._keep_readings(tx, rollout))
+            await self._keep_readings(before, rollout)
             return
-        if isinstance(state, Stepping):
-            self._elapsed.since(rollout.name, state.since)  # counted from now on, whatever the clock is set to
-        rollout.candidate_errors = await self._count_errors(rollout)
-        if await self._store.write(lambda tx: self._keep_state(tx, rollout, state, facts.verdict)):
+        self._count(rollout, state)
+        by = machine.led_by(rollout.led_by, rollout.state, state, facts)
+        if await self._store.write(lambda tx: decisions.keep_state(tx, rollout, state, facts.verdict, by)):
             await self._move_traffic(rollout)
 
-    def _judge(
-        self, rollout: Rollout, deployment: Deployment, replicas: Sequence[Replica], arms: dict[str, list[Record]]
+    async def _facts(
+        self, rollout: Rollout, deployment: Deployment, replicas: Sequence[Replica], failed_gate: str | None
     ) -> machine.Facts:
-        """Bring arms and readings of *rollout* up to date, and say what `machine` needs to know."""
-        tested = arms["shadow"] if self._is_shadow(rollout) else arms["candidate"]
+        """Bring the numbers of *rollout* up to date, and say what `machine` needs to know."""
+        evidence = self._evidence.setdefault(rollout.name, Evidence(rollout))
+        seconds = self._count(rollout, rollout.state)
         verdict: Verdict | None = None
-        if isinstance(rollout.state, Stepping | Paused):  # else they stay as they were at the last verdict
-            rollout.arms = {name: arm_stats(records) for name, records in arms.items() if records or name == "stable"}
-            rollout.readings = judge_all(rollout.spec.guards, arms["stable"], tested, ALPHA / len(rollout.spec.steps))
-            verdict = overall(rollout.readings)
-        since = getattr(rollout.state, "since", None)
-        candidates = [r for r in replicas if r.version == rollout.to_version and r.wanted]
-        ready = [r for r in candidates if isinstance(r.state, Ready)]
-        broken = [f"{r.name}: {r.state.message}" for r in candidates if isinstance(r.state, BackingOff | ReplicaFailed)]
+        try:
+            await evidence.update(self._metrics, rollout, replicas)
+            if isinstance(rollout.state, Stepping | Paused):
+                verdict = await self._judging.judge(rollout, evidence, self._began(rollout, rollout.state, seconds))
+        except Unavailable as error:  # nothing can be judged; servers that die, and people, are heard all the same
+            log.warning("rollout %s can't be judged: %s", rollout.name, error)
+        rollout.exposure = evidence.exposure
+        mine = [r for r in replicas if r.version == rollout.to_version and r.wanted]
+        kept = [r for r in replicas if r.version == rollout.from_version and r.wanted]
+        stables = [r for r in kept if not r.rests]
         return machine.Facts(
             now=now(),
-            seconds=self._elapsed.since(rollout.name, since) if since else 0.0,
-            candidate_ready=bool(candidates) and len(ready) >= deployment.spec.replicas,
-            candidate_failed=broken[0] if broken else None,
-            step_requests=sum(r.is_error or not r.client_gone for r in tested),
+            seconds=seconds,
+            candidate_ready=bool(mine) and ready_count(mine) >= wanted_count(deployment, mine),
+            candidate_failed=_trouble(mine) or failed_gate,
+            stable_failed=_given_up(stables),
+            stable_at_hand=ready_count(stables) > 0,
+            stable_ready=bool(stables) and ready_count(stables) >= wanted_count(deployment, stables),
+            step_requests=evidence.tested.requests,
+            step_callers=evidence.tested.callers,
             verdict=verdict,
-            trip=hard_trip(tested, rollout.spec.max_errors_in_a_row),
+            trip=evidence.trip(),
             routed=self._is_routed(rollout, deployment, replicas),
+            is_swap=rollout.is_swap,
+            stable_sleeps=len(stables) < len(kept),
         )
 
-    @staticmethod
-    def _is_shadow(rollout: Rollout) -> bool:
-        return isinstance(rollout.state, Stepping | Paused) and rollout.spec.steps[rollout.state.step].type == "shadow"
+    def _count(self, rollout: Rollout, state: RolloutState) -> float:
+        """Seconds spent in *state*; counted from the first call on, whatever the clock is set to meanwhile."""
+        since = getattr(state, "since", None)
+        return self._elapsed.since(rollout.name, since) if since else 0.0
+
+    def _began(self, rollout: Rollout, state: Stepping | Paused, seconds: float) -> float:
+        """The unix time at which *state* began, *seconds* ago, as the clock goes now: it moves only if that was set."""
+        moment = state.since.timestamp()
+        offset = time.time() - seconds - moment
+        known = self._offsets.get(rollout.name, 0.0)
+        if abs(offset - known) > JUMP_SECONDS:
+            self._offsets[rollout.name] = known = offset
+        return moment + known
+
+    async def _keep_readings(self, before: Rollout, rollout: Rollout) -> None:
+        """Keep what is new; with an event where guards changed their minds: of failing at once, else now and then."""
+        present, said = time.monotonic(), decisions.said(rollout)
+        told, told_at = self._told.setdefault(rollout.name, (decisions.said(before), -_TELL_SECONDS))
+        is_grave = any("fail" in now_said + then_said for now_said, then_said in zip(said, told, strict=True))
+        tells = said != told and (is_grave or present - told_at >= _TELL_SECONDS)
+        is_due = present - self._saved_at.get(rollout.name, -_SAVE_SECONDS) >= _SAVE_SECONDS
+        if not tells and not (is_due and _numbers(before) != _numbers(rollout)):
+            return
+        if tells:
+            self._told[rollout.name] = said, present
+        self._saved_at[rollout.name] = present
+        await self._store.write(lambda tx: decisions.keep_readings(tx, rollout, tells=tells))
 
     def _is_routed(self, rollout: Rollout, deployment: Deployment, replicas: Sequence[Replica]) -> bool:
-        """Whether the gateway said that it follows the weights of the present state."""
+        """Whether the gateway said that it follows the split of the present state."""
         table = self._gateway.acknowledged
         wanted = route(deployment, replicas, rollout)
         return table is not None and any(
-            [(a.name, a.version, a.weight) for a in r.arms] == [(a.name, a.version, a.weight) for a in wanted.arms]
-            for r in table.routes
-            if r.deployment == rollout.deployment and r.salt == wanted.salt
+            is_same_split(r, wanted) for r in table.routes if r.deployment == rollout.deployment
         )
 
-    async def _records(self, rollout: Rollout) -> dict[str, list[Record]]:
-        """Requests of the present step, by arm; in a state without a step, none."""
-        arms: dict[str, list[Record]] = {"stable": [], "candidate": [], "shadow": []}
-        if isinstance(rollout.state, Stepping | Paused):
-            for record in await self._metrics.records(
-                rollout.deployment, since=rollout.state.since.timestamp(), limit=MAX_RECORDS
-            ):
-                version = rollout.from_version if record.arm == "stable" else rollout.to_version
-                if record.version == version and record.arm in arms:
-                    arms[record.arm].append(record)
-        return arms
-
-    async def _count_errors(self, rollout: Rollout) -> int:
-        since = rollout.created_at.timestamp()
-        records = await self._metrics.records(rollout.deployment, since=since, arms=["candidate"], limit=MAX_RECORDS)
-        return sum(r.is_error for r in records if r.version == rollout.to_version)
-
-    @staticmethod
-    def _keep_readings(tx: Transaction, rollout: Rollout) -> None:
-        """Keep what the guards say; with an event when a guard changed its mind."""
-        current = tx.get(Rollout, rollout.name)
-        if current.state != rollout.state or (current.arms, current.readings) == (rollout.arms, rollout.readings):
-            return
-        before = [r.verdict.verdict for r in current.readings]
-        after = [r.verdict.verdict for r in rollout.readings]
-        current.arms, current.readings = rollout.arms, rollout.readings
-        said = ", ".join(f"{r.guard.metric} {r.verdict.verdict}" for r in rollout.readings)
-        reasons = [r.verdict.reason for r in rollout.readings]
-        reason = "GuardsRead" if before != after else ""
-        tx.save(current, reason, f"{rollout.name}: {said}.", verdicts=after, reasons=reasons)
-
-    @staticmethod
-    def _keep_state(tx: Transaction, rollout: Rollout, state: RolloutState, verdict: Verdict | None) -> bool:
-        """Keep the decision, unless a person was faster; the end of a rollout and what it leaves are one change."""
-        current = tx.get(Rollout, rollout.name)
-        if current.state != rollout.state:
+    async def _is_cold_now(self, rollout: Rollout) -> bool:
+        """Whether the old version's time to stand by is over; if so, its replicas are let go."""
+        state = rollout.state
+        assert isinstance(state, Promoted)
+        if state.warm_until is None:
+            return True
+        if not self._elapsed.has_come(f"{rollout.name} warm", state.warm_until, rollout.spec.keep_warm):
             return False
-        rollout.verdict_at, rollout.restored_at = current.verdict_at, current.restored_at
-        if isinstance(state, RolledBack | Aborted):  # reached only when the gateway said that it follows
-            rollout.restored_at = rollout.restored_at or now()
-        rollout.state = state
-        reason, message = _describe(rollout, state)
-        if isinstance(state, RollingBack):
-            rollout.verdict_at = now()
-        if isinstance(state, Promoted | RolledBack | Aborted):
-            deployment = tx.get(Deployment, rollout.deployment)
-            deployment.rollout = None
-            if isinstance(state, Promoted):
-                deployment.previous_version, deployment.version = deployment.version, rollout.to_version
-            tx.save(deployment, "DeploymentServes", f"{deployment.name} serves version {deployment.version}.")
-        evidence = [f"{r.guard.metric}: {r.verdict.verdict}: {r.verdict.reason}" for r in rollout.readings]
-        tx.save(rollout, reason, message, verdict=verdict.verdict if verdict else None, evidence=evidence)
+
+        def let_go(tx: Transaction) -> None:
+            deployment = tx.find(Deployment, rollout.deployment)
+            if deployment is not None and deployment.warm is not None and deployment.warm.rollout == rollout.name:
+                version, deployment.warm = deployment.warm.version, None
+                tx.save(deployment, "DeploymentCooled", f"{deployment.name}: version {version} no longer stands by.")
+
+        await self._store.write(let_go)
         return True
 
     async def _move_traffic(self, rollout: Rollout) -> None:
@@ -204,42 +207,54 @@ class Rollouts:
         except httpx.HTTPError as error:
             log.warning("rollout %s: the gateway can't be told: %r; it is told when it answers", rollout.name, error)
             return
-        if isinstance(rollout.state, RollingBack):
-            moment = now()
+        moment = now()
 
-            def save(tx: Transaction) -> None:
-                current = tx.get(Rollout, rollout.name)
-                if current.restored_at is None:
-                    current.restored_at = moment
-                    tx.save(current)
+        def save(tx: Transaction) -> None:
+            current = tx.get(Rollout, rollout.name)
+            if current.state != rollout.state:
+                return
+            tell_traffic(tx, current)
+            if isinstance(current.state, RollingBack) and not current.is_swap and current.restored_at is None:
+                current.restored_at = moment
+                tx.save(current)
 
-            await self._store.write(save)
-
-
-def _around(query: Query, rollout: Rollout) -> tuple[Deployment, list[Replica]]:
-    return query.get(Deployment, rollout.deployment), query.all(Replica, deployment=rollout.deployment)
+        await self._store.write(save)
 
 
-def _describe(rollout: Rollout, state: RolloutState) -> tuple[str, str]:
-    """Reason and sentence of the event."""
-    name, to = rollout.name, rollout.to_version
-    match state:
-        case Stepping(step=step):
-            kind = rollout.spec.steps[step]
-            where = f"step {step + 1} of {len(rollout.spec.steps)}"
-            return "RolloutStepped", f"{name}: {where}: {kind.type} {kind.percent:g} % to version {to}."
-        case Paused(because=because):
-            return "RolloutPaused", f"{name}: paused: {because}"
-        case Promoting():
-            return "RolloutPromoting", f"{name}: every guard held in every step; all traffic goes to version {to}."
-        case RollingBack(because=because):
-            return "RolloutRollingBack", f"{name}: all traffic goes back to version {rollout.from_version}: {because}"
-        case Promoted():
-            return "RolloutPromoted", f"{name}: version {to} is promoted."
-        case RolledBack(because=because):
-            return "RolloutRolledBack", f"{name}: version {rollout.from_version} serves as before: {because}"
-        case Aborted(because=because):
-            return "RolloutAborted", f"{name}: aborted: {because}"
-        case Preparing():
-            return "RolloutPreparing", f"{name}: version {to} is being prepared."
-    raise AssertionError(state)
+def _watched(query: Query) -> list[Rollout]:
+    """Rollouts that are under way; those whose old version stands by; and those whose last move of traffic is to be
+    told yet.
+    """
+    ended = []
+    for deployment in query.all(Deployment):
+        if deployment.warm is not None:
+            ended.append(query.find(Rollout, deployment.warm.rollout))
+        elif deployment.rollout is None and not is_told(deployment):
+            ended += query.all(Rollout, deployment=deployment.name)[-1:]
+    found = [r for r in ended if r is not None and r.phase in FINAL_PHASES]
+    return [*query.all(Rollout, phase=set(ACTIVE_PHASES)), *found]
+
+
+def _around(query: Query, rollout: Rollout) -> tuple[Deployment, list[Replica], str | None]:
+    """Its deployment, with all replicas; and which gate its version failed since it began, in a sentence."""
+    deployment = query.get(Deployment, rollout.deployment)
+    failed = failed_gates(query, deployment.spec.model, rollout.to_version)
+    said = f"v{rollout.to_version} {failed}" if failed else None
+    return deployment, query.all(Replica, deployment=deployment.name), said
+
+
+def _trouble(replicas: Sequence[Replica]) -> str | None:
+    """What is the matter with a version's servers, in a sentence; None: nothing."""
+    for replica in replicas:
+        if isinstance(replica.state, BackingOff | ReplicaFailed | Unwell):
+            return f"{replica.name}: {replica.state.message}"
+    return None
+
+
+def _given_up(replicas: Sequence[Replica]) -> str | None:
+    """Which server of a version won't be started again, in a sentence; None: none."""
+    return next((f"{r.name}: {r.state.message}" for r in replicas if isinstance(r.state, ReplicaFailed)), None)
+
+
+def _numbers(rollout: Rollout) -> tuple[dict[str, ArmStats], list[GuardReading], list[GuardReading], object]:
+    return rollout.arms, rollout.readings, rollout.contention, rollout.exposure

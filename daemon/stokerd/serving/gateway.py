@@ -1,4 +1,4 @@
-"""The daemon's side of the gateway: keeps its process running, hands it route tables, fetches what it measured."""
+"""The daemon's side of the gateway: keeps its workers running, hands them route tables, fetches what they measured."""
 
 from __future__ import annotations
 
@@ -8,42 +8,46 @@ import hashlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+import stoker
 from stoker.paths import Home
+from stoker.types.keys import ApiKey
+from stoker.types.registry import Model
 from stoker.types.rollouts import ACTIVE_PHASES, Rollout
 from stoker.types.serving import Deployment, Replica
-from stokerd.backoff import backoff_seconds
 from stokerd.config import GatewayConfig
-from stokerd.gateway.wire import WIRE_VERSION, RouteTable, parse_batch
+from stokerd.gateway.handover import path_beside
+from stokerd.gateway.sockets import LOOPBACK
+from stokerd.gateway.wire import WIRE_VERSION, RouteTable
 from stokerd.processes.environment import inherited
-from stokerd.processes.logs import tail_lines
-from stokerd.processes.states import Absent, Alive, Bounds, Command, Exited, Lost, ending
+from stokerd.processes.states import Alive, Bounds, Command
 from stokerd.processes.supervisor import Supervisor
-from stokerd.serving.plan import route_table
-from stokerd.serving.probe import client_for
+from stokerd.serving.gateway_worker import (
+    AWAIT_TABLE_SECONDS,
+    PROCESS_PREFIX,
+    GatewayWorker,
+    Wanted,
+    WorkerName,
+    is_same,
+)
+from stokerd.serving.plan import Door, route_table
 from stokerd.store.store import Query, Store
 from stokerd.telemetry.metrics import Metrics
 
-_PUSH_SECONDS = 1.0
-PROCESS_PREFIX = "gateway-"
-_GRACE_SECONDS = 35.0  # it finishes what is in flight first
-_WAIT_SECONDS = 5.0
-_ASK_SECONDS = 5.0
-_DRAIN_ASK_SECONDS = 2.0  # it is asked again, and meanwhile all other replicas wait for the answer
-_BACKOFF_SECONDS = 0.5
-_BACKOFF_CAP_SECONDS = 30.0
-_FAILURES_TOLD = 5  # so many in a row, and it is said to have failed; it is tried again all the same
-_HEALTHY_SECONDS = 60.0
-HANG_SECONDS = 15.0
-START_SECONDS = 60.0  # as HANG_SECONDS, until it answers for the first time
-_HANG_GRACE_SECONDS = 2.0
-_OLD_SECONDS = 5.0  # what the gateway said longer ago is not what is
+__all__ = ["PROCESS_PREFIX", "GatewayLink", "Traffic"]
+
+_PUSH_SECONDS = 0.5  # the most that one waits for workers that don't answer; the others have it in milliseconds
+_GRACE_SECONDS = 35.0  # a worker finishes what is in flight first
+_LEAVE_SECONDS = 45.0  # for one that was taken over from: it lets connections go by and by, then drains
+_WATCH_SECONDS = 1.0
 _HURRY_SECONDS = 0.1
 
 
@@ -60,256 +64,338 @@ class Traffic:
 
 
 class GatewayLink:
-    """Owns the gateway's process and the conversation with it.
+    """Owns the gateway's workers.
 
-    ``phase`` is starting, ready, backing-off or failed; ``message`` says why it is not ready. A front door is never
-    given up: *failed* means that it ended again and again, and it is tried again each `_BACKOFF_CAP_SECONDS` (its
-    starts are so far apart: one that had served for a while is back at once). One that lives but answers nothing for
-    `HANG_SECONDS` is killed, and started again. ``acknowledged`` is the last table that the gateway said it follows;
-    None until it said so in this life.
+    Their settings, and the package's version, are part of their names: after a change, those that still run are former
+    ones. They serve on, and follow the table, until the new ones serve, which take over their listening sockets one
+    after another; those that don't take part (other address, another language) end when all new ones serve.
     """
 
     def __init__(
         self, home: Home, config: GatewayConfig, first_byte_timeout: float, store: Store, supervisor: Supervisor,
         metrics: Metrics,
     ) -> None:  # fmt: skip
-        self.phase = "starting"
-        self.message = ""
-        self.acknowledged: RouteTable | None = None
         self._home = home
         self._config = config
         self._first_byte_timeout = first_byte_timeout
         self._store = store
         self._supervisor = supervisor
         self._metrics = metrics
-        self._control = f"unix:{home.sockets / 'gateway.sock'}"
-        self._client = client_for(self._control, timeout=_ASK_SECONDS)
-        self._pushing = asyncio.Lock()
-        # Its settings are part of its name: after a change of them, the gateway that still runs is another one. So is
-        # one that speaks another language than this daemon (the first one's name had no version).
-        settings = f"{config.host} {config.port} {first_byte_timeout}".encode()
-        wire = f"w{WIRE_VERSION}-" if WIRE_VERSION > 1 else ""
-        self._process = f"{PROCESS_PREFIX}{wire}{hashlib.sha256(settings).hexdigest()[:8]}"
-        self._epoch = ""
-        self._failures = 0
-        self._started_at = time.monotonic()
-        self._retry_at: float = 0.0
-        self._ready_since: float | None = None
-        self._state: dict[str, Any] = {}
-        self._told_at = 0.0
-        self._asked_at: float | None = None
-        self._silent_seconds = 0.0
-        self._patience_seconds = HANG_SECONDS
-        self._hang = ""
+        self._door = _door(config)
+        settings = f"{config!r} {first_byte_timeout} {stoker.__version__} {sys.executable}"
+        self._settings = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        self._workers = [self._make(WorkerName(index, self._settings)) for index in range(config.workers)]
+        self._former: dict[str, GatewayWorker | None] = {}  # by process; None: it speaks another language
+        self._served_since: float | None = None  # when all present workers were seen to serve
+        self._has_served = False
+        self._received: Counter[str] = Counter()
+        self._wanted: tuple[int, Wanted] | None = None  # and how much had been written by then
+        self._reading = asyncio.Lock()
+        self._telling = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
+        self._pushes: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
+        self._tasks: asyncio.TaskGroup | None = None
+        self._has_begun = False
+
+    def _make(self, name: WorkerName, *, is_leaving: bool = False) -> GatewayWorker:
+        title = "the gateway" if self._config.workers == 1 else f"worker {name.index} of the gateway"
+        home = self._home
+        return GatewayWorker(
+            name, title, home.sockets, self.log_of(name.index), self, self._supervisor, self._metrics,
+            is_leaving=is_leaving,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """End the conversation; the gateway goes on."""
+        for task in self._pushes:
+            task.cancel()
+        await asyncio.gather(*self._pushes, *(worker.close() for worker in self._all), return_exceptions=True)
+
+    # What others see.
 
     @property
-    def log(self) -> Path:
-        """The gateway's own log."""
-        return self._home.gateway / "log"
+    def phase(self) -> str:
+        """starting, ready (at least one worker serves), backing-off or failed (none serves, and one ended so)."""
+        phases = {worker.phase for worker in self._workers}
+        if "ready" in phases or self._is_served_by_former:
+            return "ready"
+        return next((phase for phase in ("failed", "backing-off") if phase in phases), "starting")
+
+    @property
+    def message(self) -> str:
+        """Why not all is well; empty: it is."""
+        troubles = [w for w in self._workers if w.phase != "ready" or w.message]
+        if not troubles:
+            return ""
+        if len({(w.phase, w.message) for w in self._workers}) == 1:
+            said = troubles[0].message
+        else:
+            said = "; ".join(
+                f"worker {w.name.index}{'' if w.phase == 'ready' else f' is {w.phase}'}{w.message and f': {w.message}'}"
+                for w in troubles
+            )
+        serving = sum(worker.phase == "ready" for worker in self._workers)
+        if self.phase != "ready" or serving == len(self._workers):
+            return said
+        former = ", and former ones" if self._is_served_by_former else ""
+        return f"{serving} of {len(self._workers)} workers serve{former}; {said}"
+
+    @property
+    def _is_served_by_former(self) -> bool:
+        """Whether former workers take clients where the present ones are to."""
+        port = f":{self._config.port}"
+        return any(w is not None and w.phase == "ready" and w.listen.endswith(port) for w in self._former.values())
 
     @property
     def url(self) -> str:
         """Base URL for OpenAI clients."""
-        return f"http://{self._config.host}:{self._config.port}/v1"
+        scheme = "https" if self._config.tls_certificate else "http"
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        return f"{scheme}://{host}:{self._config.port}/v1"
+
+    def log_of(self, index: int) -> Path:
+        """The log of one worker: each has its own, as a log has one writer."""
+        return self._home.gateway / (f"log-{index}" if index else "log")
+
+    def log_named(self, name: str) -> Path | None:
+        """The log of the worker of that name, 0 to N; ``gateway`` is the first one's. None: there is none."""
+        if name == "gateway":
+            return self.log_of(0)
+        path = self.log_of(int(name)) if name.isascii() and name.isdigit() and len(name) < 4 else None
+        return path if path is not None and (int(name) < len(self._workers) or path.exists()) else None
 
     def on_records(self, listener: Callable[[], None]) -> None:
         """Call *listener* whenever new records were kept."""
         self._listeners.append(listener)
 
-    async def close(self) -> None:
-        """End the conversation; the gateway goes on."""
-        await self._client.aclose()
-
-    async def step(self) -> float | None:
-        """See that the process runs, and that it follows the present table."""
-        if self._supervisor.sweep(PROCESS_PREFIX, {self._process}, _GRACE_SECONDS):
-            await self._say("starting", "the gateway of earlier settings still ends.")
-            return _HURRY_SECONDS
-        match self._supervisor.observe(self._process):
-            case Absent():
-                if time.monotonic() >= self._retry_at:
-                    self._supervisor.start(self._process, self._command())
-                    self._started_at = time.monotonic()
-                    self._heard()
-                    self._patience_seconds = START_SECONDS
-            case Alive():
-                await self._converse()
-            case Exited() | Lost() as ended:
-                await self._ended(ended)
-        return None if self.phase == "ready" else _HURRY_SECONDS
-
-    async def _converse(self) -> None:
-        """Hand over the table, and see from the answer, or its absence, how the gateway does."""
-        try:
-            await self.push()
-        except httpx.HTTPStatusError as error:
-            self._heard()
-            await self._say("starting", f"it refuses its table: {error.response.text[:200]}")
-            return
-        except httpx.HTTPError as error:
-            if await self._is_alive():
-                self._heard()
-            if self.phase == "ready":
-                await self._say("starting", f"it doesn't answer ({type(error).__name__}).")
-            await self._end_if_it_hangs()
-            return
-        self._heard()
-        if self.phase != "ready":
-            self._ready_since = time.monotonic()
-            await self._say("ready", "", "GatewayReady", f"the gateway serves {self.url}.")
-        elif self._ready_since is not None and time.monotonic() - self._ready_since >= _HEALTHY_SECONDS:
-            self._failures = 0
-
-    async def _is_alive(self) -> bool:
-        """Whether it answers anything: a table takes it as long as the disk takes to keep it."""
-        try:
-            self._notice(await self._get("/state"))
-        except httpx.HTTPStatusError:
-            return True
-        except httpx.HTTPError:
-            return False
-        return True
-
-    def _heard(self) -> None:
-        self._asked_at = time.monotonic()
-        self._silent_seconds = 0.0
-        self._patience_seconds = HANG_SECONDS
-
-    async def _end_if_it_hangs(self) -> None:
-        """Silence counts only while this daemon asks: after it was itself away, a gateway has done nothing wrong."""
-        moment = time.monotonic()
-        if self._asked_at is not None:
-            self._silent_seconds += min(moment - self._asked_at, 3 * _ASK_SECONDS)
-        self._asked_at = moment
-        if self._silent_seconds < self._patience_seconds:
-            return
-        if not self._hang:
-            hang = f"it lived, but answered nothing for {self._silent_seconds:.0f} s"
-            sentence = f"the gateway hangs: {hang}; it is killed and started again."
-            await self._say("starting", hang, "GatewayUnreachable", sentence)
-            self._hang = hang
-        self._supervisor.stop(self._process, _HANG_GRACE_SECONDS)
-
-    async def push(self) -> RouteTable:
-        """Hand the present table over if the gateway doesn't follow it yet. Returns what it follows now.
-
-        Raises httpx.TransportError when the gateway doesn't answer.
-        """
-        async with self._pushing:
-            table = await self._store.read(_table)
-            if self.acknowledged is not None and self.acknowledged.routes == table.routes:
-                self._notice(await self._get("/state"))
-            if self.acknowledged is None or self.acknowledged.routes != table.routes:
-                response = await self._client.put("/routes", json=table.as_dict())
-                response.raise_for_status()
-                self._notice(response.json())
-                self.acknowledged = table
-            return self.acknowledged
-
-    def traffic(self, address: str) -> Traffic | None:
-        """What the gateway sees of the replica at *address*; None when it has not answered lately."""
-        if time.monotonic() - self._told_at > _OLD_SECONDS or "waiting" not in self._state:
-            return None
-        waited, received = self._state["waiting"].get(address, 0.0), self._state["received"].get(address, 0)
-        return Traffic(float(waited), int(received))
-
-    async def push_soon(self) -> None:
-        """Hand the present table over now if the gateway takes it within a second; else `step` does it when it can."""
-        with contextlib.suppress(httpx.HTTPError, TimeoutError):
-            await asyncio.wait_for(self.push(), _PUSH_SECONDS)
-
-    def _notice(self, state: dict[str, Any]) -> None:
-        """A gateway of another life follows the table of its file, until it is told."""
-        self._state, self._told_at = state, time.monotonic()
-        if state["epoch"] != self._epoch:
-            self._epoch = str(state["epoch"])
-            self.acknowledged = None
+    @property
+    def acknowledged(self) -> RouteTable | None:
+        """The table that all workers that may serve said they follow; None while they differ, or have not said."""
+        tables = [worker.acknowledged for worker in self._serving()]
+        first = tables[0] if tables else None
+        return first if all(table is first for table in tables) else None
 
     async def in_flight(self, address: str) -> int | None:
-        """How many requests the replica at *address* has under way; None when the gateway doesn't answer."""
-        try:
-            state = await self._get("/state", timeout=_DRAIN_ASK_SECONDS)
-        except httpx.HTTPError:
-            return None
-        return int(state["in_flight"].get(address, 0))
+        """How many requests the replica at *address* has under way; None when a worker doesn't say."""
+        counts = await asyncio.gather(*(worker.in_flight(address) for worker in self._serving()))
+        known = [count for count in counts if count is not None]
+        return sum(known) if counts and len(known) == len(counts) else None
 
-    async def pull(self) -> float:
-        """Fetch the next records and keep them; the call after that acknowledges them. Returns when to call again.
+    async def present_traffic(self, address: str, max_age_seconds: float) -> Traffic | None:
+        """What the workers see of the replica at *address*; None when none has answered lately.
 
-        Raises `Unavailable` when they can't be kept: the gateway keeps them meanwhile, as many as it can.
+        They are asked anew unless they told of it, or were asked in vain, within *max_age_seconds*.
         """
-        if not self._epoch:
+        async with self._refreshing:
+            workers = [worker for worker in self._serving() if not worker.is_silent]
+            await asyncio.gather(*(worker.refresh(max_age_seconds) for worker in workers))
+        waits = [waited for worker in self._all if (waited := worker.waited(address)) is not None]
+        if not waits:
+            return None
+        return Traffic(max(waits), self._received[address] + sum(worker.received(address) for worker in self._all))
+
+    async def push(self) -> None:
+        """Hand the present table to all workers that don't follow it yet.
+
+        Raises httpx.HTTPError when one of them didn't take it within `_PUSH_SECONDS`, which delays no other; it gets it
+        as soon as it answers.
+        """
+        serving = self._serving()
+        if not serving:
+            raise httpx.ConnectError("no worker of the gateway runs")
+        pushes = {worker: self._begin_push(worker) for worker in serving if not worker.is_silent}
+        if pushes:
+            await asyncio.wait(pushes.values(), timeout=_PUSH_SECONDS)
+        late = [worker for worker in serving if worker not in pushes or not pushes[worker].done()]
+        for worker in late:
+            worker.suspect()
+        for worker, push in pushes.items():
+            if worker not in late and (error := push.exception()) is not None and worker.may_serve:
+                raise error
+        if late:
+            raise httpx.ReadTimeout(f"{late[0].title} doesn't answer")
+
+    async def push_soon(self) -> None:
+        """Hand the present table over now if the workers take it within a moment; else they get it when they can."""
+        with contextlib.suppress(httpx.HTTPError):
+            await self.push()
+
+    def _begin_push(self, worker: GatewayWorker) -> asyncio.Task[None]:
+        """A push that goes on for as long as it takes, whoever waits for it."""
+        task = asyncio.create_task(worker.push())
+        self._pushes.add(task)
+        task.add_done_callback(partial(self._pushed, worker))
+        return task
+
+    def _pushed(self, worker: GatewayWorker, task: asyncio.Task[None]) -> None:
+        self._pushes.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            worker.poke()  # to see what is the matter
+
+    @property
+    def _all(self) -> list[GatewayWorker]:
+        return [*self._workers, *(worker for worker in self._former.values() if worker is not None)]
+
+    def _serving(self) -> list[GatewayWorker]:
+        return [worker for worker in self._all if worker.may_serve]
+
+    # Keeping them.
+
+    async def run(self) -> None:
+        """Keep the workers, and speak with them, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            await asyncio.Event().wait()
+
+    async def step(self) -> float | None:
+        """See which workers there are, and have each look after itself."""
+        if self._tasks is None:
             return _HURRY_SECONDS
-        epoch = self._epoch
-        after = await self._metrics.last_record(epoch)
-        try:
-            asked = {"epoch": epoch, "after": after, "wait": _WAIT_SECONDS}
-            batch = parse_batch(await self._get("/records", asked, timeout=_WAIT_SECONDS + _ASK_SECONDS))
-        except httpx.HTTPError:
-            return _HURRY_SECONDS
-        if batch.epoch == epoch and batch.records:
-            await self._metrics.write_records(epoch, batch.records)
-            for listener in self._listeners:
-                listener()
-        return 0.0
+        self._find_former(self._tasks)
+        if not self._has_begun:  # not before it was seen whose place they take
+            self._has_begun = True
+            self._tidy()
+            for worker in self._workers:
+                worker.begin(self._tasks)
+        for worker in self._all:
+            worker.poke()
+        await self._let_former_go()
+        return _WATCH_SECONDS if self._former else None
 
-    async def _get(
-        self, path: str, params: dict[str, Any] | None = None, *, timeout: float = _ASK_SECONDS
-    ) -> dict[str, Any]:
-        response = await self._client.get(path, params=params, timeout=timeout)
-        response.raise_for_status()
-        answer: dict[str, Any] = response.json()
-        return answer
+    def _find_former(self, tasks: asyncio.TaskGroup) -> None:
+        present = {worker.process for worker in self._workers}
+        for process in self._supervisor.ids():
+            if not process.startswith(PROCESS_PREFIX) or process in present or process in self._former:
+                continue
+            name = WorkerName.parse(process)
+            worker = None
+            if name is not None and name.wire == WIRE_VERSION:
+                worker = self._make(name, is_leaving=True)
+                worker.begin(tasks)
+            self._former[process] = worker
 
-    async def _ended(self, ended: Exited | Lost) -> None:
-        """Say why it ended, and start it again: after a while, if it was not asked to end."""
-        self.acknowledged = None
-        self._state = {}
-        was_asked = isinstance(ended, Exited) and ended.was_asked
-        if not self._hang and (was_asked or (isinstance(ended, Lost) and ended.by_reboot)):
-            await self._say("starting", "")  # it went down with the daemon, or the machine: no failure of its own
-            self._retry_at = 0.0
-        else:
-            self._retry_at = self._started_at + await self._failed(self._hang or ending(ended))
-            self._failures += 1
-        self._hang = ""
-        self._ready_since = None
-        self._supervisor.forget(self._process)  # when all else is done: what fails until here is done again
+    async def _let_former_go(self) -> None:
+        """Have those end that aren't needed any more."""
+        if not all(worker.phase == "ready" for worker in self._workers):
+            self._served_since = None
+        elif self._served_since is None:
+            self._served_since = time.monotonic()
+        for process, worker in list(self._former.items()):
+            if worker is not None and worker.phase == "gone":
+                await worker.close()
+                self._received += worker.pieces
+                self._bury(process)
+            elif not isinstance(self._supervisor.observe(process), Alive):
+                if worker is None:
+                    self._supervisor.forget(process)
+                    self._bury(process)
+            elif self._may_go(process, worker):
+                self._supervisor.stop(process, _GRACE_SECONDS)
 
-    async def _failed(self, why: str) -> float:
-        """Say that it failed. Returns how many seconds its next start is to come after its last one."""
-        lines = await asyncio.to_thread(tail_lines, self.log, 5)
-        why += f"; last line: {lines[-1][:300]}" if lines else ""
-        failures = self._failures + 1
-        if failures >= _FAILURES_TOLD:
-            sentence = (
-                f"the gateway failed {failures} times in a row: {why}; it is tried each {_BACKOFF_CAP_SECONDS:g} s."
-            )
-            await self._say("failed", why, "GatewayFailed", sentence, log=lines)
-            return _BACKOFF_CAP_SECONDS
-        await self._say(
-            "backing-off", why, "GatewayFailed", f"the gateway ended: {why}; it is started again.", log=lines
-        )
-        return backoff_seconds("gateway", failures, _BACKOFF_SECONDS, _BACKOFF_CAP_SECONDS)
+    def _may_go(self, process: str, worker: GatewayWorker | None) -> bool:
+        """Whether a former worker is to end now. One that was taken over from does so by itself, and is let."""
+        if WorkerName.parse(process) is None:
+            return True  # of the first version: it shares its port with nobody
+        since = self._served_since
+        if since is None:
+            return False
+        is_left_out = worker is not None and bool(worker.listen) and worker.told_at > since
+        return is_left_out or time.monotonic() - since > _LEAVE_SECONDS
 
-    async def _say(self, phase: str, message: str, reason: str = "", sentence: str = "", **data: Any) -> None:
-        if reason and (self.phase, self.message) != (phase, message):
-            await self._store.write(lambda tx: tx.record("gateway", "gateway", reason, sentence, phase=phase, **data))
-        self.phase, self.message = phase, message
+    def _bury(self, process: str) -> None:
+        """Nothing is left of it."""
+        del self._former[process]
+        for path in self._sockets(process):
+            path.unlink(missing_ok=True)  # a killed one leaves them
 
-    def _command(self) -> Command:
-        self._home.gateway.mkdir(parents=True, exist_ok=True)
-        self._home.sockets.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "stokerd.gateway", "--listen", f"{self._config.host}:{self._config.port}"]
-        argv += ["--control", self._control.removeprefix("unix:")]
-        argv += ["--table-file", str(self._home.gateway / "routes.json")]
+    def _tidy(self) -> None:
+        """Remove the sockets of workers that an earlier daemon forgot just before it was killed."""
+        processes = [*(worker.process for worker in self._workers), *self._former]
+        kept = {path for process in processes for path in self._sockets(process)}
+        for path in set(self._home.sockets.glob("gateway*.sock*")) - kept:
+            path.unlink(missing_ok=True)
+
+    def _sockets(self, process: str) -> tuple[Path, Path]:
+        name = WorkerName.parse(process)
+        control = name.control(self._home.sockets) if name else self._home.sockets / "gateway.sock"
+        return control, path_beside(control)
+
+    # What its workers need.
+
+    async def wanted(self) -> Wanted:
+        """What the rows say; they are read only if something was written since the last time."""
+        async with self._reading:
+            writes = self._store.writes
+            if self._wanted is None or self._wanted[0] != writes:
+                table = await self._store.read(partial(_table, door=self._door))
+                before = self._wanted[1] if self._wanted else None
+                self._wanted = (writes, before if before and is_same(before.table, table) else Wanted(table))
+            return self._wanted[1]
+
+    def command(self, worker: GatewayWorker) -> Command | None:
+        """How to start a worker: as long as former ones serve, one after another, so that one that can't serve leaves
+        the others alone.
+        """
+        if worker not in self._workers:
+            return None
+        former = [name for process in self._former if (name := WorkerName.parse(process)) is not None]
+        if former and any(w.phase != "ready" for w in self._workers[: worker.name.index]):
+            return None
+        return self._command(worker, [n for n in former if n.index % len(self._workers) == worker.name.index])
+
+    async def heard(self, worker: GatewayWorker, reason: str, sentence: str, data: dict[str, Any]) -> None:
+        """Tell what concerns all."""
+        if worker in self._workers:
+            async with self._telling:
+                await self._tell(worker, reason, sentence, data)
+        if self._former:
+            for other in self._workers:
+                other.poke()  # its turn may have come
+
+    async def _tell(self, worker: GatewayWorker, reason: str, sentence: str, data: dict[str, Any]) -> None:
+        if worker.phase == "ready" and not self._has_served:
+            reason, sentence = "GatewayReady", f"the gateway serves {self.url}."
+        elif worker.phase == "ready" and worker.is_recovering:
+            reason, sentence = "GatewayReady", f"{worker.title} serves again."
+        if reason:
+            data = {**data, "phase": self.phase, "worker": worker.name.index}
+            await self._store.write(lambda tx: tx.record("gateway", "gateway", reason, sentence, **data))
+        self._has_served = any(each.phase == "ready" for each in self._workers)
+
+    def measured(self) -> None:
+        """New records were kept."""
+        for listener in self._listeners:
+            listener()
+
+    def _command(self, worker: GatewayWorker, former: list[WorkerName]) -> Command:
+        home, config = self._home, self._config
+        home.gateway.mkdir(parents=True, exist_ok=True)
+        home.sockets.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, "-m", "stokerd.gateway", "--listen", f"{config.host}:{config.port}"]
+        argv += ["--control", str(worker.control)]
+        argv += ["--table-file", str(home.gateway / "routes.json"), "--state", str(home.gateway)]
+        argv += ["--await-table", f"{AWAIT_TABLE_SECONDS:g}"]
+        for name in former:
+            argv += ["--take-over", str(path_beside(name.control(home.sockets)))]
+        if config.tls_certificate is not None:
+            argv += ["--tls-certificate", str(home.root / config.tls_certificate)]
+        if config.tls_key is not None:
+            argv += ["--tls-key", str(home.root / config.tls_key)]
         argv += ["--limit", f"first_byte_seconds={self._first_byte_timeout:g}"]
         env = {k: v for k, v in inherited(os.environ).items() if not k.startswith(("CUDA_", "VLLM_"))}
         bounds = Bounds(oom_score_adj=0)  # it goes last, with the daemon
-        return Command(argv=tuple(argv), cwd=str(self._home.gateway), env=env, log=str(self.log), bounds=bounds)
+        return Command(argv=tuple(argv), cwd=str(home.gateway), env=env, log=str(worker.log), bounds=bounds)
 
 
-def _table(query: Query) -> RouteTable:
+def _door(config: GatewayConfig) -> Door:
+    """Whoever can reach only loopback is on this machine already, and needs no key unless the operator says so."""
+    is_open = config.keys == "optional" or (config.keys == "auto" and config.host.startswith(("localhost", *LOOPBACK)))
+    return Door(config.workers, needs_key=not is_open)
+
+
+def _table(query: Query, door: Door) -> RouteTable:
     rollouts = {r.name: r for r in query.all(Rollout, phase=ACTIVE_PHASES)}
-    return route_table(query.last_event_id(), query.all(Deployment), query.all(Replica), rollouts)
+    models = {m.name: m for m in query.all(Model)}
+    deployments, replicas, keys = query.all(Deployment), query.all(Replica), query.all(ApiKey)
+    return route_table(query.last_event_id(), deployments, replicas, rollouts, models, keys, door)

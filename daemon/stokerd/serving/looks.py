@@ -1,45 +1,61 @@
-"""Looks at servers that were ready, all side by side: no step of a reconciler waits for one."""
+"""Looks at servers that were ready, each at its own pace: no step of a reconciler waits for one, or is taken for one
+that found nothing new.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, replace
 
-from stokerd.gateway.wire import BadTable, split_address
+from stokerd.serving.asking import ask
 from stokerd.serving.engines.base import Engine
 from stokerd.serving.gateway import Traffic
-from stokerd.serving.health import Condition, Look, Vitals, take
+from stokerd.serving.health import Condition, Look, Vitals, diagnose, look_interval, take
 
 log = logging.getLogger(__name__)
 ASK_SECONDS = 5.0  # a slow answer is one, too
-MAX_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A server that is looked at.
+
+    ``condition`` is what it counts as, ``stall_timeout`` (seconds) says how long it may do nothing, ``look`` looks at
+    it once.
+    """
+
+    condition: Condition
+    stall_timeout: float
+    look: Callable[[Condition], Awaitable[Look]]
 
 
 class Looks:
-    """What is known of each server's health, by process id, in this life of the daemon."""
+    """What is known of each server's health, by process id, in this life of the daemon.
 
-    def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[Look]] = {}
+    *on_news* is called after each look that leaves a server's condition to be changed.
+    """
+
+    def __init__(self, on_news: Callable[[], None]) -> None:
+        self._on_news = on_news
+        self._patients: dict[str, Patient] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._vitals: dict[str, Vitals] = {}
-        self._due: dict[str, float] = {}
 
-    def vitals(
-        self, process: str, condition: Condition, interval_seconds: float, look: Callable[[], asyncio.Task[Look]]
-    ) -> Vitals | None:
-        """What the looks at *process* came to so far; None before the first. Has *look* made when it is time."""
-        task = self._tasks.get(process)
-        if task is not None and task.done():
-            del self._tasks[process]
-            if (error := task.exception()) is None:
-                self._vitals[process] = take(self._vitals.get(process), task.result(), condition)
-            else:  # a bug of ours says nothing of the server
-                log.error("could not look at %s", process, exc_info=error)
-            self._due[process] = time.monotonic() + interval_seconds
-        if process not in self._tasks and time.monotonic() >= self._due.get(process, 0.0):
-            self._tasks[process] = look()
+    def vitals(self, process: str, patient: Patient) -> Vitals | None:
+        """What the looks at *process* came to so far; None before the first. From now on it is looked at as that
+        *patient*: at once, and then each `look_interval`.
+        """
+        self._patients[process] = patient
+        if process not in self._tasks:
+            self._tasks[process] = asyncio.create_task(self._look_again_and_again(process))
         return self._vitals.get(process)
+
+    def counts_as(self, process: str, condition: Condition) -> None:
+        """Its condition has changed: the next look is taken for that."""
+        self._patients[process] = replace(self._patients[process], condition=condition)
 
     def begin_anew(self, process: str) -> None:
         """What was seen of *process* before counts no more."""
@@ -49,29 +65,52 @@ class Looks:
         """Forget all others."""
         for process in self._tasks.keys() - set(processes):
             self._tasks.pop(process).cancel()
-        for process in self._due.keys() - set(processes):
-            del self._due[process]
+            del self._patients[process]
             self._vitals.pop(process, None)
 
     async def close(self) -> None:
         """End the looks under way."""
         tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
+        self.keep_only(())
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_again_and_again(self, process: str) -> None:
+        while True:
+            patient = self._patients[process]
+            try:
+                look = await patient.look(patient.condition)
+            except Exception:  # a bug of ours says nothing of the server
+                log.exception("could not look at %s", process)
+            else:
+                self._take(process, look)
+            await asyncio.sleep(look_interval(self._patients[process].stall_timeout))
+
+    def _take(self, process: str, look: Look) -> None:
+        patient = self._patients[process]  # it may have become another one meanwhile
+        vitals = take(self._vitals.get(process), look, patient.condition)
+        self._vitals[process] = vitals
+        if diagnose(vitals, patient.condition, patient.stall_timeout) is not None:
+            self._on_news()
 
 
 async def look_at(
-    address: str, engine: Engine, condition: Condition, traffic: Callable[[], Traffic | None], ask_seconds: float
+    address: str,
+    engine: Engine,
+    condition: Condition,
+    traffic: Callable[[], Awaitable[Traffic | None]],
+    ask_seconds: float,
 ) -> Look:
-    """Look at the server at *address* once. Its metrics cost it something, so they are asked only when it has work."""
-    before = traffic()
+    """Look at the server at *address* once. Its metrics cost it something, so they are asked only when it has work.
+
+    *traffic* says what the gateway sees of it, before and after: it may take ``ask_seconds`` to answer, or not to.
+    """
+    before = await traffic()
     is_busy = condition == "stalled" or (before is not None and before.waited_seconds > 0)
     paths = [engine.health_path]
     if is_busy and engine.metrics_path is not None:
         paths.append(engine.metrics_path)
     answers = await asyncio.gather(*(ask(address, path, ask_seconds) for path in paths))
-    after = traffic()
+    after = await traffic()
     return Look(
         at=time.monotonic(),
         has_answered=any(answer is not None for answer in answers),
@@ -79,28 +118,3 @@ async def look_at(
         waited_seconds=after.waited_seconds if after else 0.0,
         received=after.received if after else None,
     )
-
-
-async def ask(address: str, path: str, seconds: float) -> str | None:
-    """GET *path* and return what came, head and all; None when no HTTP answer began within *seconds*.
-
-    HTTP/1.0, so that the answer ends with its connection. By hand: a client of httpx, made for each look at each of
-    many servers, would be most of what an idle daemon does.
-    """
-    data = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            place = split_address(address)
-            if isinstance(place, str):
-                reader, writer = await asyncio.open_unix_connection(place)
-            else:
-                reader, writer = await asyncio.open_connection(*place)
-            try:
-                writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-                while len(data) < MAX_BYTES and (piece := await reader.read(1 << 16)):
-                    data += piece
-            finally:
-                writer.transport.abort()
-    except (OSError, BadTable):  # TimeoutError is one of the former; what has come until then counts
-        pass
-    return data.decode(errors="replace") if data.startswith(b"HTTP/") else None

@@ -1,10 +1,14 @@
-"""Brings replicas forward: pending, starting, ready, and, when no longer wanted, draining, stopping, gone."""
+"""Brings replicas forward: pending, starting, ready, and, when no longer wanted, draining, stopping, gone.
+
+Those that are to sleep meanwhile are `sleeping`'s.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,8 +17,9 @@ from typing import Any
 from stoker.errors import StokerError, Unavailable
 from stoker.paths import Home
 from stoker.types.base import now
-from stoker.types.rollouts import Rollout
 from stoker.types.serving import (
+    AdapterEngine,
+    Asleep,
     BackingOff,
     Deployment,
     Draining,
@@ -22,9 +27,11 @@ from stoker.types.serving import (
     Ready,
     Replica,
     ReplicaFailed,
+    ReplicaState,
     Starting,
     Stopping,
     Unwell,
+    Waking,
 )
 from stokerd.clock import Elapsed
 from stokerd.devices import leases
@@ -35,18 +42,23 @@ from stokerd.processes.states import Absent, Alive, Exited, Lost, ending
 from stokerd.processes.supervisor import Supervisor
 from stokerd.serving.engines import launch_digest
 from stokerd.serving.gateway import GatewayLink
-from stokerd.serving.health import GivenUp, Sick, Well, diagnose, look_interval
+from stokerd.serving.health import Condition, GivenUp, Look, Sick, Well, diagnose, look_interval
 from stokerd.serving.launching import Launcher
-from stokerd.serving.looks import ASK_SECONDS, Looks, look_at
-from stokerd.serving.plan import after_failure, drained, health, is_let_off, scale
+from stokerd.serving.looks import ASK_SECONDS, Looks, Patient, look_at
+from stokerd.serving.moves import fail, move, recall, rest, retire, rollout_of, tell_health
+from stokerd.serving.plan import Change, drained, health, is_let_off, scale, serving_version
 from stokerd.serving.probe import answers
-from stokerd.store.store import Store, Transaction
+from stokerd.serving.sleeping import Sleepers
+from stokerd.store.store import Query, Store, Transaction
 
 log = logging.getLogger(__name__)
 PROCESS_PREFIX = "replica-"
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL: ENGINE_DRAIN_SECONDS, and as long again to take itself down
 _PATIENCE_SECONDS = 10.0
 _HURRY_SECONDS = 0.2  # while something starts or drains
+_LOOK_SECONDS = 1.0  # where nothing tells of what is waited for
+_HANDBACK_SECONDS = 0.5  # the driver is asked no sooner who is on a device
+_STATE_SECONDS = 1.0  # what the gateway said of a replica's traffic is as good as new
 _PROGRESS_LINES = 20
 _LAST_WORDS = 5
 
@@ -63,15 +75,26 @@ class Replicas:
         self._gateway = gateway
         self._launcher = Launcher(home, store, inventory, python)
         self._handbacks = Handbacks("replica", store, inventory)
-        self._looks = Looks()
+        self._looks = Looks(self._tell_news)
+        self._sleepers = Sleepers(store, supervisor, inventory, gateway, self._launcher, self._tell_news)
+        self._listeners: list[Callable[[], None]] = []
         self._elapsed = Elapsed()
         self._probes: dict[str, asyncio.Task[tuple[bool, str]]] = {}
         self._looked_since: dict[str, float] = {}
         self._log_begins: dict[str, int] = {}
 
+    def on_news(self, listener: Callable[[], None]) -> None:
+        """Call *listener* whenever a look at a server that was ready left something to be done by `step`."""
+        self._listeners.append(listener)
+
+    def _tell_news(self) -> None:
+        for listener in self._listeners:
+            listener()
+
     async def close(self) -> None:
         """Stop asking; the servers go on."""
         await self._looks.close()
+        await self._sleepers.close()
         for probe in self._probes.values():
             probe.cancel()
         await asyncio.gather(*self._probes.values(), return_exceptions=True)
@@ -81,28 +104,49 @@ class Replicas:
         return self._launcher.log_of(replica)
 
     async def step(self) -> float | None:
-        """Compare what there should be with what there is, and take each replica's next step."""
-        for deployment in await self._store.read(lambda q: q.all(Deployment)):
-            await self._store.write(partial(self._scale, name=deployment.name))
-        replicas, deployments = await self._store.read(
-            lambda q: (q.all(Replica), {d.name: d for d in q.all(Deployment)})
-        )
+        """Compare what there should be with what there is, and take each replica's next step.
+
+        Returns in how many seconds to look again. None where only events can change anything: that a process started
+        or ended is told by the supervisor, what a look at a ready server came to by `on_news`, and each change of a
+        replica or a deployment is an event.
+        """
+        replicas, deployments = await self._scaled()
         async with asyncio.TaskGroup() as group:  # side by side: one that answers slowly holds nobody else up
-            for replica in replicas:
+            tasks = [
                 group.create_task(self._advance_safely(replica, deployments[replica.deployment]))
-        await self._store.write(_report)
-        self._sweep(replicas)
-        return _next_look(replicas)
+                for replica in replicas
+            ]
+        waits = [task.result() for task in tasks]
+        replicas, has_news = await self._store.read(_with_news)
+        if has_news:
+            await self._store.write(_report)
+        if self._sweep(replicas):
+            waits.append(_LOOK_SECONDS)
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    async def _scaled(self) -> tuple[list[Replica], dict[str, Deployment]]:
+        """All replicas, once there are those that should be; and the deployments by name."""
+
+        def read(query: Query) -> tuple[list[Replica], dict[str, Deployment], list[str]]:
+            replicas, deployments = _with_servers(query)
+            changing = [d.name for d in deployments if not _is_settled(query, d, _of(d, replicas))]
+            return replicas, {d.name: d for d in deployments}, changing
+
+        replicas, deployments, changing = await self._store.read(read)
+        if changing:
+            for name in changing:
+                await self._store.write(partial(self._scale, name=name))
+            replicas, deployments, _ = await self._store.read(read)
+        return replicas, deployments
 
     @staticmethod
     def _scale(tx: Transaction, name: str) -> None:
         deployment = tx.get(Deployment, name)
-        rollout = tx.find(Rollout, deployment.rollout) if deployment.rollout else None
         replicas = tx.all(Replica, deployment=name)
         if deployment.deleting and not replicas:
             tx.delete(deployment, "DeploymentDeleted", f"deployment {name} is gone.")
             return
-        change = scale(deployment, rollout, replicas)
+        change = _change(tx, deployment, replicas)
         for version, index in change.create:
             replica = Replica(
                 name=f"{name}-v{version}-{index}",
@@ -112,53 +156,59 @@ class Replicas:
                 launch_digest=launch_digest(deployment.spec),
             )
             tx.save(replica, "ReplicaCreated", f"{replica.name} is to serve version {version}.")
-        for replica in replicas:
-            if replica.name in change.retire:
-                replica.wanted = False
-                tx.save(replica, "ReplicaRetired", f"{replica.name} is no longer wanted.")
+        retire(tx, replicas, change.retire)
+        rest(tx, replicas, change.rest)
+        recall(tx, replicas, change.wake)
 
-    async def _advance_safely(self, replica: Replica, deployment: Deployment) -> None:
+    async def _advance_safely(self, replica: Replica, deployment: Deployment) -> float | None:
         try:
             if replica.wanted:
-                await self._advance(replica, deployment)
-            else:
-                await self._wind_down(replica, deployment)
+                return await self._advance(replica, deployment)
+            return await self._wind_down(replica, deployment)
         except Unavailable as error:  # no disk, no file table: nothing is known or decided, so it is tried again
             log.warning("replica %s is held up: %s", replica.name, error)
+            return _LOOK_SECONDS
         except StokerError as error:  # it concerns this replica alone
             await self._failed(replica, deployment, str(error))
         except Exception as error:
             log.exception("replica %s", replica.name)
             await self._failed(replica, deployment, f"an error inside Stoker: {error!r}; the daemon's log has more")
+        return None
 
-    async def _advance(self, replica: Replica, deployment: Deployment) -> None:
+    async def _advance(self, replica: Replica, deployment: Deployment) -> float | None:
+        if replica.rests or isinstance(replica.state, Draining | Asleep | Waking):
+            return await self._sleepers.step(replica, deployment)
         match replica.state:
             case Pending() | ReplicaFailed() | BackingOff() as state:
                 if not await self._is_released(replica):
-                    return  # the server before still ends, or its memory: the next one may need it
+                    return _HANDBACK_SECONDS  # the server before still ends, or its memory: the next one may need it
                 if replica.devices:
                     replica.devices, replica.device_memory = [], None
                     await self._save(replica, state)
-                if self._is_due(replica, deployment):
-                    await self._begin(replica, deployment)
+                wait = self._until_due(replica, deployment)
+                return wait if wait is None or wait > 0 else await self._begin(replica, deployment)
             case Starting(process=process) as state:
                 match self._supervisor.observe(process):
                     case Absent():
                         command = await self._launcher.command(replica, deployment)
                         self._log_begins[process] = await asyncio.to_thread(log_end, self.log_of(replica.name))
                         self._supervisor.start(process, command)
+                        return _HURRY_SECONDS
                     case Alive():
                         await self._look_for_readiness(replica, deployment, state)
+                        return _HURRY_SECONDS
                     case Exited() | Lost() as ended:
                         await self._ended(replica, deployment, ended, "while it started")
             case Ready(process=process) | Unwell(process=process) as state:
                 match self._supervisor.observe(process):
-                    case Alive():
-                        await self._look_after(replica, deployment, state)
+                    case Alive(pid=pid):
+                        wait = await self._look_after(replica, deployment, state)
+                        return _LOOK_SECONDS if pid is None else wait
                     case Exited() | Lost() as ended:
                         await self._ended(replica, deployment, ended, "unasked")
                     case Absent():
                         await self._failed(replica, deployment, "its process is gone", with_log=True)
+        return None
 
     # Starting.
 
@@ -174,42 +224,48 @@ class Replicas:
             return False
         return await self._handbacks.is_done(replica.name, replica.devices)
 
-    def _is_due(self, replica: Replica, deployment: Deployment) -> bool:
+    def _until_due(self, replica: Replica, deployment: Deployment) -> float | None:
+        """Seconds until it is to be started; None: that isn't to be."""
         match replica.state:
             case Pending():
-                return True
+                return 0.0
             case BackingOff(retry_at=retry_at):
-                return self._elapsed.has_come(replica.name, retry_at, deployment.spec.restart.backoff_cap)
-        return False
+                return self._elapsed.until(replica.name, retry_at, deployment.spec.restart.backoff_cap)
+        return None
 
-    async def _begin(self, replica: Replica, deployment: Deployment) -> None:
-        """Take devices, check what can be checked beforehand, and want a process."""
+    async def _begin(self, replica: Replica, deployment: Deployment) -> float | None:
+        """Take devices, check what can be checked beforehand, want a process, and start it."""
         request = leases.Request(deployment.spec.devices, deployment.spec.device_memory)
-        _, why = await self._store.read(lambda q: leases.find(q, self._inventory.devices(), request))
-        if why:  # found out before anything is started: it may wait here for days
-            await self._wait(replica, why)
-            return
+        if request.count:  # found out before anything is started: it may wait here for days
+            _, why = await self._store.read(
+                lambda q: leases.find(q, self._inventory.devices(), request, deployment.name)
+            )
+            if why:
+                await self._wait(replica, why)
+                return _LOOK_SECONDS
         problem = await self._launcher.problem(replica, deployment)
         if problem:
             await self._failed(replica, deployment, problem)
-            return
+            return None
         address = self._launcher.address(replica, deployment)
 
-        def save(tx: Transaction) -> None:
+        def save(tx: Transaction) -> Replica | None:
             current = tx.find(Replica, replica.name)
             if current is None or current.state != replica.state or not current.wanted:
-                return
-            devices, why = leases.find(tx, self._inventory.devices(), request)
+                return None
+            devices, why = leases.find(tx, self._inventory.devices(), request, deployment.name)
             if why:
-                return  # somebody else was faster; the next step says so
+                return None  # somebody else was faster; the next step says so
             current.starts += 1
             current.devices = devices
             current.device_memory = request.memory if devices else None
             current.address = address
             current.state = Starting(process=f"{PROCESS_PREFIX}{replica.name}-{current.starts}", since=now())
             tx.save(current, "ReplicaStarting", f"{replica.name} starts (start number {current.starts}).")
+            return current
 
-        await self._store.write(save)
+        begun = await self._store.write(save)
+        return _LOOK_SECONDS if begun is None else await self._advance_safely(begun, deployment)
 
     async def _wait(self, replica: Replica, why: str) -> None:
         waiting = Pending(message=why)
@@ -222,6 +278,7 @@ class Replicas:
         seconds = self._elapsed.since(state.process, state.since)
         if is_ready:
             ready = Ready(process=state.process, since=now())
+            replica.start_seconds = seconds
             await self._save(replica, ready, "ReplicaReady", f"{replica.name} answered after {seconds:.1f} s.")
             await self._gateway.push_soon()  # a deployment that says "ready" should be served
             return
@@ -254,28 +311,28 @@ class Replicas:
 
     # Being ready.
 
-    async def _look_after(self, replica: Replica, deployment: Deployment, state: Ready | Unwell) -> None:
+    async def _look_after(self, replica: Replica, deployment: Deployment, state: Ready | Unwell) -> float | None:
         """See that it still serves: `health` says what its looks come to."""
-        process, engine, spec = state.process, self._launcher.engine(deployment), deployment.spec
-        is_healthy = isinstance(state, Ready) and self._elapsed.since(process, state.since) > spec.restart.healthy_after
-        if replica.failures and is_healthy:
-            replica.failures = 0
-            await self._save(replica, state)
-        condition = state.phase
-        traffic = partial(self._gateway.traffic, replica.address)
+        process, spec, condition = state.process, deployment.spec, state.phase
+        wait: float | None = None
+        if replica.failures and isinstance(state, Ready):
+            wait = spec.restart.healthy_after - self._elapsed.since(process, state.since)
+            if wait <= 0:
+                wait, replica.failures = None, 0
+                await self._save(replica, state)
         vitals = self._looks.vitals(
-            process,
-            condition,
-            look_interval(spec.stall_timeout),
-            lambda: asyncio.create_task(look_at(replica.address, engine, condition, traffic, ASK_SECONDS)),
+            process, Patient(condition, spec.stall_timeout, partial(self._look, replica, deployment))
         )
-        if condition == "stalled" and self._inference(process, replica, deployment)[0]:
-            await self._recovered(replica, state)
-            return
+        if condition == "stalled":
+            if self._inference(process, replica, deployment)[0]:
+                await self._recovered(replica, state)
+                return None
+            wait = _LOOK_SECONDS  # no look tells what the inference came to
         if vitals is None:
-            return
+            return wait
         match diagnose(vitals, condition, spec.stall_timeout):
             case Sick(phase=phase, seconds=seconds, why=why):
+                self._looks.counts_as(process, phase)
                 unwell = Unwell(
                     phase=phase,
                     process=process,
@@ -290,10 +347,18 @@ class Replicas:
                 await self._recovered(replica, state)
             case GivenUp(why=why):
                 await self._failed(replica, deployment, why, with_log=True)
+        return wait
+
+    async def _look(self, replica: Replica, deployment: Deployment, condition: Condition) -> Look:
+        """Look at the server of *replica* once, with what the gateway sees of it now."""
+        freshness = min(look_interval(deployment.spec.stall_timeout), _STATE_SECONDS)
+        traffic = partial(self._gateway.present_traffic, replica.address, freshness)
+        return await look_at(replica.address, self._launcher.engine(deployment), condition, traffic, ASK_SECONDS)
 
     async def _recovered(self, replica: Replica, state: Ready | Unwell) -> None:
         seconds = self._elapsed.since(state.process, state.since)
         self._looks.begin_anew(state.process)
+        self._looks.counts_as(state.process, "ready")
         if (probe := self._probes.pop(state.process, None)) is not None:
             probe.cancel()
         ready = Ready(process=state.process, since=now())
@@ -323,13 +388,9 @@ class Replicas:
         lines = await self._said(replica, process, _LAST_WORDS) if with_log else []
         if lines:
             why = f"{why.rstrip('.')}; last line: {lines[-1][:300]}"
-        before = replica.model_copy()
-        replica.failures += 1
-        state = after_failure(replica, deployment.spec.restart, why, now())
-        reason = "ReplicaFailed" if isinstance(state, ReplicaFailed) else "ReplicaBackingOff"
-        await self._save(replica, state, reason, f"{replica.name}: {state.message}", before=before, log=lines)
+        await fail(self._store, replica, deployment.spec.restart, why, log=lines)
 
-    async def _wind_down(self, replica: Replica, deployment: Deployment) -> None:
+    async def _wind_down(self, replica: Replica, deployment: Deployment) -> float | None:
         match replica.state:
             case Ready(process=process) | Unwell(process=process):
                 draining = Draining(process=process, since=now())
@@ -341,48 +402,35 @@ class Replicas:
                     replica, self._gateway.acknowledged, flight, deployment.spec.drain_timeout, waited
                 ):
                     await self._stop(replica, process, f"{replica.name} stops; {flight or 0} in flight.")
-            case Starting(process=process):
+                return _HURRY_SECONDS
+            case Starting(process=process) | Asleep(process=process) | Waking(process=process):
                 await self._stop(replica, process, f"{replica.name} stops.")
             case Stopping(process=process):
                 if isinstance(self._supervisor.observe(process), Alive):
-                    self._supervisor.stop(process, GRACE_SECONDS)
-                elif await self._is_released(replica):
-                    await self._delete(replica)
+                    self._supervisor.stop(process, GRACE_SECONDS)  # asked again and again, in case its shim hangs
+                    return _LOOK_SECONDS
+                return await self._delete_when_released(replica)
             case Pending() | BackingOff() | ReplicaFailed():
-                if await self._is_released(replica):
-                    await self._delete(replica)
+                return await self._delete_when_released(replica)
+        return None
 
     async def _stop(self, replica: Replica, process: str, said: str) -> None:
         await self._save(replica, Stopping(process=process, since=now()), "ReplicaStopping", said)
 
-    async def _delete(self, replica: Replica) -> None:
+    async def _delete_when_released(self, replica: Replica) -> float | None:
+        if not await self._is_released(replica):
+            return _HANDBACK_SECONDS
         self._launcher.tidy(replica)
         await self._store.write(lambda tx: tx.delete(replica, "ReplicaStopped", f"{replica.name} is gone."))
+        return None
 
     async def _save(
-        self,
-        replica: Replica,
-        state: object,
-        reason: str = "",
-        message: str = "",
-        *,
-        before: Replica | None = None,
-        **data: object,
+        self, replica: Replica, state: ReplicaState, reason: str = "", message: str = "", **data: Any
     ) -> None:
-        """Move *replica* to *state*, unless somebody else moved it meanwhile."""
-        expected = (before or replica).state
+        await move(self._store, replica, state, reason, message, **data)
 
-        def save(tx: Transaction) -> None:
-            current = tx.find(Replica, replica.name)
-            if current is None or current.state != expected:
-                return
-            saved = replica.model_copy(update={"state": state, "wanted": current.wanted})
-            tx.save(saved, reason, message, **data)
-
-        await self._store.write(save)
-
-    def _sweep(self, replicas: list[Replica]) -> None:
-        """End and forget processes that no replica speaks of any more."""
+    def _sweep(self, replicas: list[Replica]) -> bool:
+        """End and forget processes that no replica speaks of any more. Says whether there were any."""
         kept = {getattr(r.state, "process", "") for r in replicas}
         for process in set(self._probes) - kept:
             self._probes.pop(process).cancel()
@@ -390,24 +438,50 @@ class Replicas:
             del self._looked_since[process]
         for process in set(self._log_begins) - kept:
             del self._log_begins[process]
-        self._looks.keep_only(kept)
+        self._looks.keep_only({r.state.process for r in replicas if r.wanted and isinstance(r.state, Ready | Unwell)})
         self._handbacks.keep_only({r.name for r in replicas})
-        self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
+        self._sleepers.keep_only(kept)
+        return self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
 
 
-def _next_look(replicas: list[Replica]) -> float | None:
-    """In how many seconds something may be due; None: no hurry."""
-    moment = now()
-    waits = [_HURRY_SECONDS for r in replicas if isinstance(r.state, Starting | Draining)]
-    waits += [(r.state.retry_at - moment).total_seconds() for r in replicas if isinstance(r.state, BackingOff)]
-    return max(min(waits), _HURRY_SECONDS) if waits else None
+def _with_servers(query: Query) -> tuple[list[Replica], list[Deployment]]:
+    """All replicas and deployments but those of adapters, which are on servers of others."""
+    deployments = [d for d in query.all(Deployment) if not isinstance(d.spec.engine, AdapterEngine)]
+    return [r for r in query.all(Replica) if not r.host], deployments
+
+
+def _of(deployment: Deployment, replicas: Sequence[Replica]) -> list[Replica]:
+    return [r for r in replicas if r.deployment == deployment.name]
+
+
+def _with_news(query: Query) -> tuple[list[Replica], bool]:
+    """All replicas, and whether there is something for `_report`."""
+    replicas, deployments = _with_servers(query)
+    return replicas, any(_news(query, deployment, replicas) for deployment in deployments)
+
+
+def _change(query: Query, deployment: Deployment, replicas: Sequence[Replica]) -> Change:
+    """What is to change of its *replicas*."""
+    return scale(deployment, rollout_of(query, deployment), replicas)
+
+
+def _is_settled(query: Query, deployment: Deployment, replicas: Sequence[Replica]) -> bool:
+    """Whether its *replicas* are those that should be; without any, one that is being deleted is not."""
+    if deployment.deleting and not replicas:
+        return False
+    return _change(query, deployment, replicas) == Change((), ())
+
+
+def _news(query: Query, deployment: Deployment, replicas: Sequence[Replica]) -> tuple[str, str] | None:
+    """Its phase and message, where they are others than were last told."""
+    version = serving_version(deployment, rollout_of(query, deployment))
+    found = health(deployment, _of(deployment, replicas), version)
+    return None if found == (deployment.phase, deployment.message) else found
 
 
 def _report(tx: Transaction) -> None:
     """Sum up each deployment's health, with an event when it changes."""
-    for deployment in tx.all(Deployment):
-        phase, message = health(deployment, tx.all(Replica, deployment=deployment.name))
-        if (deployment.phase, deployment.message) != (phase, message):
-            reason = f"Deployment{phase.capitalize()}" if deployment.phase != phase else ""
-            deployment.phase, deployment.message = phase, message  # type: ignore[assignment]
-            tx.save(deployment, reason, f"deployment {deployment.name} is {phase}{': ' + message if message else ''}.")
+    replicas, deployments = _with_servers(tx)
+    for deployment in deployments:
+        if (news := _news(tx, deployment, replicas)) is not None:
+            tell_health(tx, deployment, *news)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy.exc import OperationalError
-
 from stoker.errors import Conflict, Unavailable
-from stokerd.store.store import open_engine
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 KEPT_BACKUPS = 5
+REFUSED = 3
+"""The exit code of `stokerd.store.upgrade` when SQLite can't read or write the file; its stdout has SQLite's word."""
+
+
+def revisions() -> list[str]:
+    """All schema revisions up to this program's own: the numbers with which the files of the migrations begin."""
+    return sorted(path.name.partition("_")[0] for path in (_SCRIPTS / "versions").glob("[0-9]*.py"))
 
 
 def migrate(path: Path, backups: Path) -> Path | None:
@@ -25,13 +29,10 @@ def migrate(path: Path, backups: Path) -> Path | None:
     Raises `Conflict` for a database of a newer Stoker and `Unavailable` for one that can't be read or written; neither
     changes it.
     """
-    config = Config()
-    config.set_main_option("script_location", str(_SCRIPTS))
-    script = ScriptDirectory.from_config(config)
-    saved = None
+    revision, known, saved = None, revisions(), None
     if path.exists() and path.stat().st_size:
         revision = _revision(path, backups)
-        if revision is not None and revision not in {r.revision for r in script.walk_revisions()}:
+        if revision is not None and revision not in known:
             raise Conflict(
                 f"{path} has schema {revision}, which this version of Stoker doesn't know; it was left untouched.",
                 "Start the newer Stoker that made it, or another home.",
@@ -39,20 +40,39 @@ def migrate(path: Path, backups: Path) -> Path | None:
             )
         saved = _back_up(path, backups, revision or "empty")
     try:
-        engine = open_engine(path, synchronous="FULL")
-        try:
-            with engine.connect() as connection:
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-        finally:
-            engine.dispose()
-    except OperationalError as error:
+        if revision == known[-1]:
+            _try_to_write(path)
+        else:
+            _upgrade(path)
+    except sqlite3.OperationalError as error:
         raise Unavailable(
-            f"{path} can't be written: {error.orig}.",
+            f"{path} can't be written: {error}.",
             "See that its disk has room and that this user may write there.",
             code="database-unavailable",
         ) from error
     return saved
+
+
+def _try_to_write(path: Path) -> None:
+    """Raises sqlite3.OperationalError when that can't be done."""
+    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("BEGIN IMMEDIATE")
+
+
+def _upgrade(path: Path) -> None:
+    """Raises sqlite3.OperationalError when the file can't be written, CalledProcessError for a bug, told on stderr."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "stokerd.store.upgrade", os.fspath(path), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        start_new_session=True,  # the Ctrl-C that ends a daemon lets it come to its end
+    )
+    if ended.returncode == REFUSED:
+        raise sqlite3.OperationalError(ended.stdout)
+    ended.check_returncode()
 
 
 def _revision(path: Path, backups: Path) -> str | None:

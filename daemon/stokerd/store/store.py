@@ -92,9 +92,13 @@ class Query:
             statement = statement.where(getattr(row, name) == value)
         return self.session.exec(statement).one() or 0
 
-    def events(self, after: int, *, limit: int = 500) -> list[Event]:
-        """Events with an id over *after*, in order, at most *limit*."""
+    def events(self, after: int, *, limit: int = 500, kind: str | None = None, name: str | None = None) -> list[Event]:
+        """Events with an id over *after*, in order, at most *limit*; of a kind or name, if one is given."""
         statement = select(EventRow).where(col(EventRow.id) > after).order_by(col(EventRow.id)).limit(limit)
+        if kind is not None:
+            statement = statement.where(col(EventRow.kind) == kind)
+        if name is not None:
+            statement = statement.where(col(EventRow.name) == name)
         return [_event(r) for r in self.session.exec(statement)]
 
     def last_event_id(self) -> int:
@@ -104,11 +108,11 @@ class Query:
 
 
 class Transaction(Query):
-    """Reads and writes; all of it commits, or none."""
+    """Reads and writes; all of it commits, or none. ``kinds``: those of the events that it recorded so far."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self.recorded = False
+        self.kinds: set[str] = set()
 
     def save(self, resource: Resource, reason: str = "", message: str = "", **data: Any) -> None:
         """Insert or replace *resource*; with a *reason*, record the event of it too."""
@@ -140,45 +144,53 @@ class Transaction(Query):
             EventRow(time=now().isoformat(), kind=kind, name=name, reason=reason, message=message, data=data)
         )
         self.session.flush()
-        self.recorded = True
+        self.kinds.add(kind)
 
 
 class Store:
-    """state.db. Open it after `stokerd.store.migrate.migrate`; close it at the end."""
+    """state.db. Open it after `stokerd.store.migrate.migrate`; close it at the end.
+
+    ``writes`` grows with each transaction that was committed: as long as it stays, so does all that was read.
+    """
 
     def __init__(self, path: Path) -> None:
         self._engine = open_engine(path, synchronous="FULL")
         self._writer = self._engine.execution_options(immediate=True)
         self._write_thread = ThreadPoolExecutor(1, "state-writer")
         self._read_threads = ThreadPoolExecutor(4, "state-reader")
-        self._changed = asyncio.Condition()
-        self._listeners: list[Callable[[], None]] = []
+        self._watchers: set[asyncio.Event] = set()
+        self._listeners: list[Callable[[frozenset[str]], None]] = []
+        self.writes = 0
 
-    def on_event(self, listener: Callable[[], None]) -> None:
-        """Call *listener*, in the loop's thread, after each commit that recorded an event."""
+    def on_event(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Call *listener* with their kinds, in the loop's thread, after each commit that recorded events."""
         self._listeners.append(listener)
 
     async def write(self, function: Callable[[Transaction], T]) -> T:
         """Run *function* in one transaction on the writer's thread; wakes watchers if it recorded events.
 
-        Cancellation doesn't tear the transaction: it commits or fails as a whole. Raises `Unavailable` when SQLite
-        can't write (disk full, read-only).
+        Cancellation doesn't tear the transaction: it commits or fails as a whole, and who listens hears of it all the
+        same. Raises `Unavailable` when SQLite can't write (disk full, read-only).
         """
+        loop = asyncio.get_running_loop()
 
-        def work() -> tuple[T, bool]:
+        def work() -> T:
             with Session(self._writer, expire_on_commit=False) as session:
                 tx = Transaction(session)
                 result = function(tx)
                 session.commit()
-                return result, tx.recorded
+            self.writes += 1
+            if tx.kinds:
+                loop.call_soon_threadsafe(self._tell, frozenset(tx.kinds))
+            return result
 
-        result, recorded = await self._in_thread(self._write_thread, work)
-        if recorded:
-            async with self._changed:
-                self._changed.notify_all()
-            for listener in self._listeners:
-                listener()
-        return result
+        return await self._in_thread(self._write_thread, work)
+
+    def _tell(self, kinds: frozenset[str]) -> None:
+        for watcher in self._watchers:
+            watcher.set()
+        for listener in self._listeners:
+            listener(kinds)
 
     async def read(self, function: Callable[[Query], T]) -> T:
         """Run *function* on a consistent snapshot."""
@@ -204,15 +216,17 @@ class Store:
     async def changed(self, after: int, timeout_seconds: float) -> None:
         """Return when there is an event over *after*, or at the timeout."""
 
-        async def wait() -> None:
-            async with self._changed:
-                while await self.read(lambda q: q.last_event_id()) <= after:
-                    await self._changed.wait()
-
+        told = asyncio.Event()
+        self._watchers.add(told)
         try:
-            await asyncio.wait_for(wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                while await self.read(lambda q: q.last_event_id()) <= after:
+                    await told.wait()
+                    told.clear()
         except TimeoutError:
             return
+        finally:
+            self._watchers.discard(told)
 
     def close(self) -> None:
         """Finish what is queued and close the file."""

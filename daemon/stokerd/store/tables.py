@@ -8,7 +8,8 @@ from sqlalchemy import JSON, Column
 from sqlmodel import Field, SQLModel
 
 from stoker.types.base import Resource
-from stoker.types.registry import Model, Version
+from stoker.types.keys import ApiKey
+from stoker.types.registry import Evaluation, Model, Version
 from stoker.types.rollouts import Rollout
 from stoker.types.serving import Deployment, Replica
 from stoker.types.training import Dataset, DatasetVersion, Job, Run, Schedule
@@ -90,6 +91,14 @@ class VersionRow(Row, table=True):
     digest: str = Field(index=True)
 
 
+class EvaluationRow(Row, table=True):
+    """What was found of versions."""
+
+    __tablename__ = "evaluation"
+    model: str = Field(index=True)
+    number: int
+
+
 class DeploymentRow(Row, table=True):
     """Deployments."""
 
@@ -103,6 +112,13 @@ class ReplicaRow(Row, table=True):
     deployment: str = Field(index=True)
     version: int
     phase: str
+
+
+class ApiKeyRow(Row, table=True):
+    """API keys, by their hashes."""
+
+    __tablename__ = "api_key"
+    digest: str = Field(unique=True)
 
 
 class RolloutRow(Row, table=True):
@@ -121,8 +137,10 @@ ROWS: dict[type[Resource], type[Row]] = {
     Run: RunRow,
     Model: ModelRow,
     Version: VersionRow,
+    Evaluation: EvaluationRow,
     Deployment: DeploymentRow,
     Replica: ReplicaRow,
     Rollout: RolloutRow,
+    ApiKey: ApiKeyRow,
 }
 KINDS: dict[str, type[Resource]] = {r.plural: r for r in ROWS}

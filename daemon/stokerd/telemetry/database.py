@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from stoker.errors import Unavailable
 from stokerd.store.store import open_engine
-from stokerd.telemetry.tables import SCHEMA_VERSION, MetricsTable
+from stokerd.telemetry.tables import SCHEMA_VERSION, UPGRADES, MetricsTable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,7 +38,8 @@ class Database:
     and each write tries anew.
 
     Args:
-        path: the file; set aside as ``NAME.corrupt-TIME`` if it is damaged or of another schema version.
+        path: the file; set aside as ``NAME.corrupt-TIME`` if it is damaged, or of a schema version that can't be
+            brought up to the present one.
         reserve_bytes: writes are refused while the disk has less than this free.
     """
 
@@ -55,9 +56,13 @@ class Database:
         except Unavailable as error:
             log.warning("%s", error)
 
-    async def write(self, function: Callable[[Connection], T], *, ignore_reserve: bool = False) -> T:
-        """Run *function* in one transaction on the writer's thread. Raises `Unavailable`."""
-        return await self._run(self._writer, lambda: self._write(function, ignore_reserve=ignore_reserve))
+    async def write(self, function: Callable[[Connection], T], *, reserve_bytes: int | None = None) -> T:
+        """Run *function* in one transaction on the writer's thread. Raises `Unavailable`.
+
+        *reserve_bytes*: what the disk must have free for this, where that is less than usual.
+        """
+        reserve = self._reserve_bytes if reserve_bytes is None else min(reserve_bytes, self._reserve_bytes)
+        return await self._run(self._writer, lambda: self._write(function, reserve))
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Run *function* on a consistent snapshot on a reader's thread. Raises `Unavailable`."""
@@ -81,10 +86,10 @@ class Database:
             raise Unavailable("metrics.db is closed: the daemon is stopping.", code="metrics-unavailable")
         return await asyncio.get_running_loop().run_in_executor(pool, work)
 
-    def _write(self, function: Callable[[Connection], T], *, ignore_reserve: bool) -> T:
+    def _write(self, function: Callable[[Connection], T], reserve_bytes: int) -> T:
         engine = self._engine or self._open()
-        if not ignore_reserve:
-            self._check_reserve()
+        if reserve_bytes:
+            self._check_reserve(reserve_bytes)
         try:
             with engine.execution_options(immediate=True).begin() as connection:
                 return function(connection)
@@ -119,16 +124,16 @@ class Database:
                 self._start_anew(engine)
             raise self._unavailable(error) from error
 
-    def _check_reserve(self) -> None:
+    def _check_reserve(self, reserve_bytes: int) -> None:
         try:
             disk = os.statvfs(self._path.parent)
         except OSError as error:
             raise self._unavailable(error) from error
         free = disk.f_bavail * disk.f_frsize
-        if free < self._reserve_bytes:
+        if free < reserve_bytes:
             raise Unavailable(
                 f"the disk of {self._path} has {free // 2**20} MiB free: metrics are not stored until it has "
-                f"{self._reserve_bytes // 2**20} MiB.",
+                f"{reserve_bytes // 2**20} MiB.",
                 "Make room on that disk.",
                 code="disk-full",
             )
@@ -142,6 +147,8 @@ class Database:
             _create_file(self._path)
             engine = open_engine(self._path, synchronous="NORMAL")
             with engine.execution_options(immediate=True).begin() as connection:
+                for statement in UPGRADES.get(connection.exec_driver_sql("PRAGMA user_version").scalar_one(), ()):
+                    connection.exec_driver_sql(statement)
                 MetricsTable.metadata.create_all(connection)
                 connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
         except (*_FOREIGN, OSError) as error:
@@ -225,7 +232,7 @@ def _is_usable(path: Path) -> bool:
         if _is_damage(error):
             return False
         raise
-    return bool(version == SCHEMA_VERSION or (version == 0 and tables == 0))
+    return version == SCHEMA_VERSION or version in UPGRADES or (version == 0 and tables == 0)
 
 
 def _create_file(path: Path) -> None:

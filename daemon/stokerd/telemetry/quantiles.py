@@ -49,13 +49,20 @@ def arm_stats(records: Iterable[Answered]) -> ArmStats:
 
     Latencies (seconds) are those of answers that were no error: a refusal is quick, and would flatter the arm that
     fails. A request whose client went away counts with its first token, but not with its total, which the client chose.
+    Callers are counted where requests have a ``caller``: each anonymous one (empty) counts as one.
     """
-    requests = errors = 0
+    requests = errors = anonymous = 0
+    callers: set[str] = set()
     ttft: list[float] = []
     inter_token: list[float] = []
     total: list[float] = []
     for record in records:
         requests += 1
+        caller = getattr(record, "caller", None)
+        if caller:
+            callers.add(caller)
+        elif caller is not None:
+            anonymous += 1
         if record.is_error:
             errors += 1
             continue
@@ -71,10 +78,14 @@ def arm_stats(records: Iterable[Answered]) -> ArmStats:
     return ArmStats(
         requests=requests,
         errors=errors,
+        callers=len(callers) + anonymous,
         ttft_p50=quantile_of_sorted(ttft, 0.5),
         ttft_p90=quantile_of_sorted(ttft, 0.9),
+        ttft_p99=quantile_of_sorted(ttft, 0.99),
         inter_token_p50=quantile_of_sorted(inter_token, 0.5),
         inter_token_p90=quantile_of_sorted(inter_token, 0.9),
+        inter_token_p99=quantile_of_sorted(inter_token, 0.99),
         total_p50=quantile_of_sorted(total, 0.5),
         total_p90=quantile_of_sorted(total, 0.9),
+        total_p99=quantile_of_sorted(total, 0.99),
     )

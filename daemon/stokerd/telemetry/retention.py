@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.orm import Mapped
 from sqlmodel import col
 
-from stokerd.telemetry.tables import EpochRow, RequestRow, SampleRow, SeriesRow, SourceRow
+from stokerd.telemetry.tables import EpochRow, PairRow, RequestRow, SampleRow, SeriesRow, SourceRow
 
 FILL = 0.9  # of the bytes allowed is kept when there were too many, so that the next trim has less to do
 MAX_KEPT = 0.95  # of the time, at each cut: figures are seldom spread evenly, and a cut must get somewhere
@@ -42,6 +42,7 @@ def extent(connection: Connection) -> Extent:
     ends = [
         *_ends(connection, SeriesRow, col(SampleRow.series_id), col(SampleRow.time_ms)),
         *_ends(connection, SourceRow, col(RequestRow.source_id), col(RequestRow.ended_ms)),
+        *_pair_ends(connection),
     ]
     return Extent(
         file_bytes=page * pages,
@@ -60,6 +61,12 @@ def _ends(
     last = select(func.max(time)).where(held).correlate(table).scalar_subquery()
     row = connection.execute(select(func.min(first), func.max(last)).select_from(table)).one()
     return [end for end in row if end is not None]
+
+
+def _pair_ends(connection: Connection) -> list[int]:
+    time = col(PairRow.time_ms)  # two looks at its index, where one statement for both would read it all
+    found = [connection.execute(select(end(time))).scalar_one_or_none() for end in (func.min, func.max)]
+    return [end for end in found if end is not None]
 
 
 def cutoff(found: Extent, *, max_bytes: int, now_ms: int) -> int | None:

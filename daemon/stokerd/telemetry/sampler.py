@@ -1,103 +1,151 @@
-"""Once a second, how the host and its GPUs are."""
+"""How the host and its GPUs are, over time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
+import threading
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 from stoker.errors import Unavailable
 from stoker.paths import Home
 from stoker.types.host import Device
 from stokerd.devices.inventory import Inventory
+from stokerd.telemetry.host import HostReader, HostValues, read_disk
 from stokerd.telemetry.metrics import Metrics, Sample
 
 log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1.0
-TRIM_SECONDS = 60.0
+IDLE_SECONDS = 10.0  # between samples of a host without GPUs, while nobody asks
+DISK_SECONDS = 30.0
+STORE_SECONDS = 60.0
+IDLE_STORE_SECONDS = 300.0  # where samples are taken each `IDLE_SECONDS`: a transaction costs as much as twenty of them
+TRIM_SECONDS = 600.0
+TRIM_ROWS = 100_000  # stored since, and it is trimmed earlier: some 5 MB of requests
 TEMPERATURE_EVERY = 5  # ticks: the inventory doesn't read it more often
-
-HostValues = dict[str, float | int | None]
-"""Fields of `stoker.types.host.Host` that are measured; bytes and percent."""
 
 
 class Sampler:
-    """Once a second: host (psutil) and devices (Inventory) into Metrics; once a minute it has them trimmed.
+    """Samples host and devices once a second where there is a GPU; else each `IDLE_SECONDS`.
 
-    ``ticks`` counts its rounds. What can't be stored is counted in ``dropped`` (samples), and said once in the log,
-    not every second.
+    A host that is asked for, by `host`, is sampled once a second, too. Samples are stored once a minute, on a host
+    without GPUs each `IDLE_STORE_SECONDS`: what a kill takes with it is the end of the drawings. Metrics are trimmed
+    now and then.
+
+    ``ticks`` counts the rounds. What fails is said once in the log, not every time.
     """
 
     def __init__(self, inventory: Inventory, metrics: Metrics, home: Home) -> None:
         self._inventory = inventory
         self._metrics = metrics
-        self._home = home
+        self._disk = _Disk(home.root)
+        self._reader = HostReader()
+        self._host: HostValues = {**self._reader.read(), "cpu_percent": None}  # of a moment: it would say nothing
+        self._sampled_at = time.monotonic()
         self._failing: set[str] = set()
-        self._host: HostValues = {**read_host(home.root), "cpu_percent": None}
         self.ticks = 0
-        self.dropped = 0
 
     def host(self) -> HostValues:
-        """The last values; ``cpu_percent`` is None in the first second."""
-        return dict(self._host)
+        """Values of the last second, those of the disk of the last look at it; call it in the loop's thread.
+
+        ``cpu_percent`` is None in the first second.
+        """
+        if time.monotonic() - self._sampled_at >= INTERVAL_SECONDS:
+            self._sample(disk_seconds=INTERVAL_SECONDS)
+        return self._host | self._disk.values
 
     async def run(self) -> None:
         """Sample until cancelled. Nothing that fails in here ends it."""
-        # One thread, always the same: psutil counts the CPU's use since the calling thread's last question.
-        thread = ThreadPoolExecutor(1, "host-sampler")
-        tick = partial(self._tick, thread)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._every(INTERVAL_SECONDS, "metrics", tick), name="sampler")
-                tasks.create_task(self._every(TRIM_SECONDS, "retention", self._metrics.trim), name="retention")
+                tasks.create_task(self._keep_sampling(), name="sampler")
+                tasks.create_task(self._keep_storing(), name="retention")
         finally:
-            thread.shutdown(wait=False)  # it may be held by a disk that hangs
+            await self._store()
 
-    async def _every(self, seconds: float, what: str, step: Callable[[], Awaitable[None]]) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
+    async def _keep_sampling(self) -> None:
         while True:
-            await self._attempt(what, step)
-            due = max(due + seconds, loop.time())  # what was missed during a long step is not made up for
-            await asyncio.sleep(due - loop.time())
+            interval = INTERVAL_SECONDS if self._inventory.devices() else IDLE_SECONDS
+            left = self._sampled_at + interval - time.monotonic()
+            if left <= 0:
+                self._sample(disk_seconds=DISK_SECONDS)
+                left = interval
+            await asyncio.sleep(left)
 
-    async def _attempt(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
+    async def _keep_storing(self) -> None:
+        trim_at = stored_at = time.monotonic()
+        while True:
+            if time.monotonic() >= trim_at or self._metrics.grown >= TRIM_ROWS:
+                with self._attempt("retention"):
+                    await self._metrics.trim()
+                    trim_at = time.monotonic() + TRIM_SECONDS
+            await asyncio.sleep(STORE_SECONDS)
+            if self._inventory.devices() or time.monotonic() - stored_at >= IDLE_STORE_SECONDS:
+                await self._store()
+                stored_at = time.monotonic()
+
+    async def _store(self) -> None:
+        with self._attempt("metrics"):
+            await self._metrics.flush()
+
+    @contextmanager
+    def _attempt(self, what: str) -> Iterator[None]:
         try:
-            await step()
+            yield
         except Exception as error:
             if what not in self._failing:
                 log.warning("%s fails: %s", what, error, exc_info=not isinstance(error, Unavailable))
             self._failing.add(what)
         else:
             if what in self._failing:
-                log.warning("%s works again; %d samples were lost so far.", what, self.dropped)
+                log.warning("%s works again; %d samples were lost so far.", what, self._metrics.dropped)
             self._failing.discard(what)
 
-    async def _tick(self, thread: Executor) -> None:
-        values = await asyncio.get_running_loop().run_in_executor(thread, read_host, self._home.root)
-        if self.ticks == 0:
-            values["cpu_percent"] = None  # psutil's first answer is since nothing
-        self._host = values
-        now = time.time()
-        samples = host_samples(values, now)
-        with_temperature = self.ticks % TEMPERATURE_EVERY == 0
-        self.ticks += 1
-        for device in self._inventory.devices():
-            samples += device_samples(device, now, with_temperature=with_temperature)
+    def _sample(self, *, disk_seconds: float) -> None:
+        """The kernel answers at once, and the inventory tells what it knows; only the disk needs a thread."""
+        self._sampled_at = time.monotonic()
+        with self._attempt("sampling"):
+            self._disk.look(disk_seconds)
+            self._host = self._reader.read()
+            now = time.time()
+            samples = host_samples(self._host | self._disk.values, now)
+            for device in self._inventory.devices():
+                samples += device_samples(device, now, with_temperature=self.ticks % TEMPERATURE_EVERY == 0)
+            self.ticks += 1
+            self._metrics.keep(samples)
+
+
+class _Disk:
+    """The disk that *root* is, or will be, on. One that hangs holds a thread, and ``values`` stay those of before."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._looked_at = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._problem = ""
+        self.values = read_disk(root)
+
+    def look(self, least_seconds: float) -> None:
+        """Have a look unless the last one was less than *least_seconds* ago, or still goes on. Returns at once."""
+        if time.monotonic() - self._looked_at < least_seconds or (self._thread and self._thread.is_alive()):
+            return
+        self._looked_at = time.monotonic()
+        self._thread = threading.Thread(target=self._look, name="disk", daemon=True)  # for one look: seldom enough
+        self._thread.start()
+
+    def _look(self) -> None:
+        problem = ""
         try:
-            await self._metrics.write_samples(samples)
-        except Unavailable:
-            self.dropped += len(samples)
-            raise
+            self.values = read_disk(self._root)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if problem and problem != self._problem:
+            log.warning("the disk of %s can't be looked at: %s", self._root, problem)
+        self._problem = problem
 
 
 def host_samples(host: HostValues, now: float) -> list[Sample]:
@@ -124,20 +172,3 @@ def device_samples(device: Device, now: float, *, with_temperature: bool) -> lis
     if with_temperature:
         kept.append(("device.temperature_celsius", "celsius", device.temperature))
     return [Sample(name, unit, labels, now, float(value)) for name, unit, value in kept if value is not None]
-
-
-def read_host(root: Path) -> HostValues:
-    """Ask the kernel; blocks as long as the disk does. ``disk_*`` are of the disk that *root* is, or will be, on."""
-    while not root.exists() and root != root.parent:
-        root = root.parent
-    memory = psutil.virtual_memory()
-    disk = shutil.disk_usage(root)
-    return {
-        "cpu_percent": psutil.cpu_percent(None),
-        "cpu_count": psutil.cpu_count() or 0,
-        "load_1m": os.getloadavg()[0],
-        "memory_total": memory.total,
-        "memory_used": memory.total - memory.available,
-        "disk_total": disk.total,
-        "disk_free": disk.free,
-    }

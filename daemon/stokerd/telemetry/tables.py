@@ -1,19 +1,28 @@
 """Tables of metrics.db, on a registry of their own: state.db's tables and migrations know nothing of them.
 
-There are no migrations here. A change of these tables adds one to `SCHEMA_VERSION`, and a file of another version is
-set aside, because what it holds is expendable.
+A change of these tables adds one to `SCHEMA_VERSION`. A file of the version just before is brought up to it in place,
+by `UPGRADES`, in the transaction that opens it. One of any other version is set aside: what it holds is expendable, so
+there are no migrations beyond that.
 
-Both halves have one shape: a small table says where figures come from, and a large one, clustered by (origin, time),
-holds them. So a range of one origin is read in one sweep, and trimmed in one.
+Series and requests have one shape: a small table says where figures come from, and a large one, clustered by (origin,
+time), holds them. So a range of one origin is read in one sweep, and trimmed in one.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import MetaData, UniqueConstraint
+from sqlalchemy import Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 3
+UPGRADES = {
+    2: (
+        "ALTER TABLE pair ADD COLUMN question VARCHAR DEFAULT '' NOT NULL",
+        "ALTER TABLE request ADD COLUMN lost_version INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE request ADD COLUMN is_pinned BOOLEAN DEFAULT '0' NOT NULL",
+    )
+}
+"""By the version of a file: what makes it one of `SCHEMA_VERSION`, where a new table alone would not."""
 
 _registry = registry(metadata=MetaData())
 
@@ -85,13 +94,51 @@ class RequestRow(MetricsTable, table=True):
     prompt_tokens: int | None
     completion_tokens: int | None
     table_version: int
+    max_gap_us: int | None
+    queued_us: int
+    request_bytes: int
+    response_bytes: int
+    finish_reason: str
+    caller: str
+    key: str
+    trace: str
+    lost_version: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    is_pinned: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
+
+
+class PairRow(MetricsTable, table=True):
+    """One `stokerd.gateway.wire.ShadowPair`; its answers as JSON. Its texts are large, so they come last in the row.
+
+    ``time_ms`` is when the request came, ``size_bytes`` about what the row takes.
+    """
+
+    __tablename__ = "pair"
+    __table_args__ = (
+        UniqueConstraint("epoch", "seq"),
+        Index("pair_of_rollout", "rollout", "time_ms"),
+        Index("pair_by_time", "time_ms", "size_bytes"),
+    )
+
+    id: int = Field(default=None, primary_key=True)  # SQLite gives it
+    epoch: str
+    seq: int
+    time_ms: int
+    size_bytes: int
+    deployment: str
+    rollout: str
+    path: str
+    caller: str
+    stable: str
+    shadow: str
+    question: str = Field(default="", sa_column_kwargs={"server_default": ""})
 
 
 class EpochRow(MetricsTable, table=True):
-    """How far one life of the gateway has been read: kept apart from its records, which may be trimmed earlier."""
+    """How far one life of the gateway has been read: kept apart from what was read, which may be trimmed earlier."""
 
     __tablename__ = "epoch"
 
     epoch: str = Field(primary_key=True)
     last_seq: int
+    last_pair: int
     updated_ms: int

@@ -36,6 +36,7 @@ class _Answer(NamedTuple):
     total_seconds: float
     prompt_tokens: int | None
     completion_tokens: int | None
+    caller: str = ""
 
 
 _SOURCE: tuple[Any, ...] = (
@@ -61,6 +62,16 @@ _REST: tuple[Any, ...] = (
     col(RequestRow.is_stream),
     col(RequestRow.fell_back),
     col(RequestRow.table_version),
+    col(RequestRow.max_gap_us) / 1e6,
+    col(RequestRow.finish_reason),
+    col(RequestRow.request_bytes),
+    col(RequestRow.response_bytes),
+    col(RequestRow.caller),
+    col(RequestRow.key),
+    col(RequestRow.queued_us) / 1e6,
+    col(RequestRow.trace),
+    col(RequestRow.lost_version),
+    col(RequestRow.is_pinned),
 )
 
 
@@ -71,9 +82,15 @@ def write(connection: Connection, epoch: str, records: Sequence[Record], *, now:
     numbers = _numbers(connection, epoch, {_source(r) for r in records})
     rows = [_values(r, numbers[_source(r)]) for r in records]
     connection.execute(insert(RequestRow).on_conflict_do_nothing(), rows)
-    mark = insert(EpochRow).values(epoch=epoch, last_seq=max(r.seq for r in records), updated_ms=round(now * 1000))
+    mark_read(connection, epoch, now=now, last_seq=max(r.seq for r in records))
+
+
+def mark_read(connection: Connection, epoch: str, *, now: float, last_seq: int = 0, last_pair: int = 0) -> None:
+    """Note how far that life of the gateway has been read, at *now*; never less far than before."""
+    mark = insert(EpochRow).values(epoch=epoch, last_seq=last_seq, last_pair=last_pair, updated_ms=round(now * 1000))
     changes = {
         "last_seq": func.max(col(EpochRow.last_seq), mark.excluded.last_seq),
+        "last_pair": func.max(col(EpochRow.last_pair), mark.excluded.last_pair),
         "updated_ms": mark.excluded.updated_ms,
     }
     connection.execute(mark.on_conflict_do_update(index_elements=["epoch"], set_=changes))
@@ -86,7 +103,13 @@ def last_seq(connection: Connection, epoch: str) -> int:
 
 
 def read(
-    connection: Connection, deployment: str, *, since: float, arms: Collection[str] | None, limit: int
+    connection: Connection,
+    deployment: str,
+    *,
+    since: float,
+    arms: Collection[str] | None,
+    errors_only: bool,
+    limit: int,
 ) -> list[Record]:
     """The newest *limit* records of requests that began at *since* or later, in order of their time."""
     wanted = [col(SourceRow.deployment) == deployment]
@@ -104,6 +127,8 @@ def read(
         .order_by(col(RequestRow.ended_ms).desc(), col(RequestRow.seq).desc())
         .limit(limit)
     )
+    if errors_only:
+        statement = statement.where(col(RequestRow.is_error))
     rows = connection.execute(statement)
     return sorted((_record(sources[number], rest) for number, *rest in rows), key=lambda r: (r.time, r.seq))
 
@@ -115,7 +140,7 @@ def stats(connection: Connection, *, window_seconds: float, now: float) -> list[
     """
     sources = _sources(connection)
     since_ms = max(0, round((now - window_seconds) * 1000))
-    statement = select(col(RequestRow.source_id), *_ANSWER).where(
+    statement = select(col(RequestRow.source_id), *_ANSWER, col(RequestRow.caller)).where(
         col(RequestRow.source_id).in_(sources), col(RequestRow.ended_ms) > since_ms
     )
     groups: dict[tuple[str, int, str], list[_Answer]] = defaultdict(list)
@@ -172,31 +197,53 @@ def _values(record: Record, source: int) -> dict[str, Any]:
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
         "table_version": record.table_version,
+        "max_gap_us": None if record.max_gap_seconds is None else _microseconds(record.max_gap_seconds),
+        "queued_us": _microseconds(record.queued_seconds),
+        "request_bytes": record.request_bytes,
+        "response_bytes": record.response_bytes,
+        "finish_reason": record.finish_reason,
+        "caller": record.caller,
+        "key": record.key,
+        "trace": record.trace,
+        "lost_version": record.lost_version,
+        "is_pinned": record.is_pinned,
     }
 
 
 def _record(source: _Source, rest: Sequence[Any]) -> Record:
-    seq, started, status, is_stream, fell_back, table_version, *answer = rest
+    seq, started, status, is_stream, fell_back, table_version, *more = rest
+    max_gap, finish_reason, request_bytes, response_bytes, caller, key, queued, trace, *more = more
+    lost_version, is_pinned, *answer = more
     is_error, client_gone, ttft, inter_token, total, prompt_tokens, completion_tokens = answer
     return Record(
-        seq=seq,
-        time=started,
-        deployment=source.deployment,
-        arm=source.arm,
-        version=source.version,
-        address=source.address,
-        path=source.path,
-        status=status,
-        is_error=is_error,
-        is_stream=is_stream,
-        client_gone=client_gone,
-        fell_back=fell_back,
-        ttft_seconds=ttft,
-        inter_token_seconds=inter_token,
-        total_seconds=total,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        table_version=table_version,
+        seq,
+        started,
+        source.deployment,
+        source.arm,
+        source.version,
+        source.address,
+        source.path,
+        status,
+        is_error,
+        is_stream,
+        client_gone,
+        fell_back,
+        ttft,
+        inter_token,
+        total,
+        prompt_tokens,
+        completion_tokens,
+        table_version,
+        max_gap,
+        finish_reason,
+        request_bytes,
+        response_bytes,
+        caller,
+        key,
+        queued,
+        trace,
+        lost_version,
+        is_pinned,
     )
 
 

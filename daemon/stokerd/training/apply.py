@@ -51,7 +51,7 @@ def apply_schedule(tx: Transaction, spec: ScheduleSpec) -> None:
         tx.save(schedule, "ScheduleChanged", f"schedule {spec.name} was changed.")
 
 
-def delete_job(tx: Transaction, name: str) -> None:
+def delete_job(tx: Transaction, name: str, by: str) -> None:
     """Forget a job; its runs stay. Raises `NotFound`, or `Conflict` while something needs it."""
     job = tx.get(Job, name)
     users = [s.name for s in tx.all(Schedule) if s.spec.job == name]
@@ -60,9 +60,9 @@ def delete_job(tx: Transaction, name: str) -> None:
     active = tx.all(Run, job=name, phase=ACTIVE_PHASES)
     if active:
         raise Conflict(f"job {name} has a run that goes on: {active[0].name}.", f"`stoker cancel {active[0].name}`.")
-    tx.delete(job, "JobDeleted", f"job {name} was deleted; its runs stay.")
+    tx.delete(job, "JobDeleted", f"job {name} was deleted; its runs stay.", by=by)
 
 
-def delete_schedule(tx: Transaction, name: str) -> None:
+def delete_schedule(tx: Transaction, name: str, by: str) -> None:
     """Forget a schedule. Raises `NotFound`."""
-    tx.delete(tx.get(Schedule, name), "ScheduleDeleted", f"schedule {name} was deleted.")
+    tx.delete(tx.get(Schedule, name), "ScheduleDeleted", f"schedule {name} was deleted.", by=by)

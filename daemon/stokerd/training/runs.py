@@ -43,6 +43,9 @@ from stokerd.training.transitions import after_failure, longest_wait
 log = logging.getLogger(__name__)
 PROCESS_PREFIX = "run-"
 GRACE_SECONDS = 10.0
+_LOOK_SECONDS = 1.0  # where nothing tells of what is waited for
+_HANDBACK_SECONDS = 0.5  # the driver is asked no sooner who is on a device
+_TICK_SECONDS = 0.02  # ages of processes are counted in ticks of the kernel
 
 
 class Runs:
@@ -72,20 +75,26 @@ class Runs:
         self._elapsed = Elapsed()
         self._handbacks = Handbacks("run", store, inventory)
 
-    async def step(self) -> None:
-        """Look at each active run once, and take its next step."""
+    async def step(self) -> float | None:
+        """Look at each active run once, and take its next step.
+
+        Returns in how many seconds to look again. None where only events can change anything: that a process started
+        or ended is told by the supervisor, and each change of a run is an event.
+        """
         runs = await self._store.read(lambda q: q.all(Run, phase=ACTIVE_PHASES))
-        for run in runs:
-            await self._advance_safely(run)
+        waits = [await self._advance_safely(run) for run in runs]
         self._handbacks.keep_only({r.name for r in runs})
         kept = {r.state.process for r in runs if isinstance(r.state, Running | Cancelling)}
-        self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS)
+        if self._supervisor.sweep(PROCESS_PREFIX, kept, GRACE_SECONDS):
+            waits.append(_LOOK_SECONDS)
+        return min((wait for wait in waits if wait is not None), default=None)
 
-    async def _advance_safely(self, run: Run) -> None:
+    async def _advance_safely(self, run: Run) -> float | None:
         """Take the step; whatever goes wrong concerns this run alone, and the others go on."""
         try:
-            await self._advance(run)
+            wait = await self._advance(run)
             self._delays.pop(run.name, None)
+            return wait
         except Unavailable as error:  # no disk, no file table: nothing is known or decided, so it is tried again
             if self._delays.get(run.name) != error.message:
                 self._delays[run.name] = error.message
@@ -93,26 +102,35 @@ class Runs:
                 log.warning("run %s", message)
                 with contextlib.suppress(Unavailable):
                     await self._store.write(lambda tx: tx.record("run", run.name, "RunHeldUp", message))
+            return _LOOK_SECONDS
         except StokerError as error:
             await self._fail(run, str(error).rstrip("."), None)
         except Exception as error:
             log.exception("run %s", run.name)
             await self._fail(run, f"an error inside Stoker: {error!r}; the daemon's log has more", None)
+        return None
 
-    async def _advance(self, run: Run) -> None:
+    async def _advance(self, run: Run) -> float | None:
         match run.state:
             case Queued(not_before=not_before):
-                if self._elapsed.has_come(run.name, not_before, longest_wait(run)):
-                    await self._store.write(lambda tx: self._claim(tx, run.name))
+                if (wait := self._elapsed.until(run.name, not_before, longest_wait(run))) > 0:
+                    return wait
+                claimed = await self._store.write(lambda tx: self._claim(tx, run.name))
+                if isinstance(claimed.state, Running):
+                    run.state, run.devices = claimed.state, claimed.devices  # the sweep, too, is to know of its process
+                    return await self._advance(run)
+                return _LOOK_SECONDS if run.spec.devices else None
             case Running(process=process, started_at=started_at):
                 match self._supervisor.observe(process):
                     case Absent():
                         self._supervisor.start(process, await self._prepare(run))
-                    case Alive(pid=pid):
-                        if pid is not None and _is_over_time(run, pid):
-                            await self._store.write(lambda tx: self._time_out(tx, run.name))
+                        return _LOOK_SECONDS
+                    case Alive(pid=int() as pid):
+                        return await self._watch_time(run, pid)
+                    case Alive():
+                        return _LOOK_SECONDS
                     case Exited() | Lost() if not await self._handbacks.is_done(run.name, run.devices):
-                        pass  # the next to use its devices may need the memory that the driver still counts as taken
+                        return _HANDBACK_SECONDS  # the next to use its devices may need what the driver has not back
                     case Exited(exit_code=0):
                         await self._succeed(run, started_at)
                     case Exited() | Lost() as observed:
@@ -120,20 +138,33 @@ class Runs:
             case Cancelling(process=process, because=because):
                 match self._supervisor.observe(process):
                     case Alive():
-                        self._supervisor.stop(process, GRACE_SECONDS)
+                        self._supervisor.stop(process, GRACE_SECONDS)  # asked again and again, in case its shim hangs
+                        return _LOOK_SECONDS
                     case Exited() | Lost() if not await self._handbacks.is_done(run.name, run.devices):
-                        pass
+                        return _HANDBACK_SECONDS
                     case ended if because == "timeout":
                         seen = ended if isinstance(ended, Exited | Lost) else None
                         await self._fail(run, f"it ran for longer than its timeout of {run.spec.timeout:g} s", seen)
                     case _:
                         await self._end(run, Cancelled(finished_at=now()), "RunCancelled", f"{run.name} was stopped.")
+        return None
 
-    def _claim(self, tx: Transaction, name: str) -> None:
-        """Take a slot and devices, in one transaction with the decision to run."""
+    async def _watch_time(self, run: Run, pid: int) -> float | None:
+        """See that this attempt runs for no longer than its job allows; a clock that is set doesn't count."""
+        try:
+            left = None if run.spec.timeout is None else run.spec.timeout - age_seconds(pid)
+        except OSError:  # it has ended just now, which is told
+            return None
+        if left is not None and left <= 0:
+            await self._store.write(lambda tx: self._time_out(tx, run.name))
+            return None
+        return None if left is None else left + _TICK_SECONDS
+
+    def _claim(self, tx: Transaction, name: str) -> Run:
+        """Take a slot and devices, in one transaction with the decision to run. Returns the run as it is then."""
         run = tx.get(Run, name)
         if not isinstance(run.state, Queued):
-            return
+            return run
         busy = len(tx.all(Run, phase={"running", "cancelling"}))
         if busy >= self._concurrent:
             why = f"{busy} run(s) are going on; the limit is {self._concurrent}."
@@ -145,10 +176,11 @@ class Runs:
                 run.devices = devices
                 run.state = Running(process=f"{PROCESS_PREFIX}{name}-{run.attempt}", started_at=now())
                 tx.save(run, "RunStarted", f"{name} started (attempt {run.attempt}).", attempt=run.attempt)
-                return
+                return run
         if run.state.why != why:
             run.state = Queued(not_before=run.state.not_before, why=why)
             tx.save(run, "RunWaiting", f"{name} waits: {why}")
+        return run
 
     @staticmethod
     def _time_out(tx: Transaction, name: str) -> None:
@@ -261,11 +293,3 @@ class Runs:
             tx.save(current, reason, message, **data)
 
         await self._store.write(save)
-
-
-def _is_over_time(run: Run, pid: int) -> bool:
-    """Whether this attempt has run for longer than its job allows; a clock that is set doesn't count."""
-    try:
-        return run.spec.timeout is not None and age_seconds(pid) > run.spec.timeout
-    except OSError:  # it has ended just now
-        return False

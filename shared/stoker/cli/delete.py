@@ -15,7 +15,7 @@ from stoker.client import path_of
 from stoker.errors import Invalid, NotFound
 
 app = verb_app()
-_DELETABLE = ("job", "schedule", "deployment")
+_DELETABLE = ("job", "schedule", "deployment", "key")
 
 
 @app.command(epilog=examples("stoker delete schedule nightly", "stoker delete deployment chat --wait"))
@@ -27,7 +27,7 @@ def delete(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Delete a job, a schedule or a deployment.
+    """Delete a job, a schedule, a deployment or an API key.
 
     A deployment drains first. Runs, versions and rollouts are history: they stay.
     """
@@ -44,4 +44,5 @@ def delete(
     if as_json:
         output.print_json({"kind": found.type.kind, "name": name, "deleted": True})
     else:
-        output.line(f"{found.type.kind}/{name} {'deleted' if wait else 'is being deleted'}")
+        is_gone = wait or found.type.kind == "key"
+        output.line(f"{found.type.kind}/{name} {'deleted' if is_gone else 'is being deleted'}")

@@ -18,7 +18,7 @@ _BYTES = frozenset({"bytes", "memory_total", "memory_used", "disk_total", "disk_
 _LONGEST = 300  # characters of a value: the packages of a run's environment fill pages
 _SECONDS = frozenset(
     {"timeout", "backoff", "interval", "start_timeout", "drain_timeout", "min_duration", "max_duration"}
-    | {"stall_timeout", "backoff_cap", "healthy_after"}
+    | {"stall_timeout", "backoff_cap", "healthy_after", "hold_limit", "keep_warm", "seconds"}
 )
 
 

@@ -38,7 +38,7 @@ def get(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One resource; without it, all of them.")] = None,
     job: Annotated[str | None, _filter("job", "runs")] = None,
     deployment: Annotated[str | None, _filter("deployment", "replicas and rollouts")] = None,
-    model: Annotated[str | None, _filter("model", "versions")] = None,
+    model: Annotated[str | None, _filter("model", "versions and evaluations")] = None,
     dataset: Annotated[str | None, _filter("dataset", "dataset versions")] = None,
     home: Home = None,
     as_json: Json = False,

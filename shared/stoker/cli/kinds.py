@@ -13,7 +13,8 @@ from stoker.cli.human import age, ago, size, span
 from stoker.cli.output import Cell, phase
 from stoker.errors import Invalid
 from stoker.types.base import Resource, now
-from stoker.types.registry import Model, Version
+from stoker.types.keys import ApiKey
+from stoker.types.registry import Evaluation, Model, Version
 from stoker.types.rollouts import Rollout
 from stoker.types.serving import Deployment, Replica
 from stoker.types.training import Dataset, DatasetVersion, Job, Run, Schedule
@@ -37,6 +38,10 @@ def _age(resource: Resource) -> str:
 
 def _maybe_ago(then: datetime | None) -> str:
     return ago(then, now()) if then else "-"
+
+
+def _limit(number: int) -> str:
+    return str(number) if number else "-"
 
 
 def _trigger(schedule: Schedule) -> str:
@@ -155,6 +160,19 @@ KINDS = {
             frozenset({"model"}),
         ),
         Kind(
+            Evaluation,
+            "ev",
+            [
+                _NAME,
+                ("SCORE", lambda r: "-" if r.score is None else f"{r.score:g}"),
+                ("RESULT", lambda r: "-" if r.passed is None else phase("passed" if r.passed else "failed")),
+                ("BY", lambda r: r.by),
+                ("AGE", lambda r: age(r.at, now())),
+                ("NOTE", lambda r: r.note),
+            ],
+            frozenset({"model"}),
+        ),
+        Kind(
             Deployment,
             "dep",
             [
@@ -181,6 +199,19 @@ KINDS = {
             frozenset({"deployment"}),
         ),
         Kind(
+            ApiKey,
+            "key",
+            [
+                _NAME,
+                ("DIGEST", lambda r: r.digest[:12]),
+                ("MODELS", lambda r: " ".join(r.models) or "all"),
+                ("REQUESTS/MIN", lambda r: _limit(r.requests_per_minute)),
+                ("TOKENS/MIN", lambda r: _limit(r.tokens_per_minute)),
+                ("IN FLIGHT", lambda r: _limit(r.in_flight)),
+                _AGE,
+            ],
+        ),
+        Kind(
             Rollout,
             "ro",
             [
@@ -198,7 +229,7 @@ KINDS = {
 def kind_of(word: str) -> Kind:
     """The kind that *word* means: singular, plural or short, any case. Raises `Invalid`."""
     asked = word.lower().replace("_", "-")
-    more = {"deploy": "deployment", "schedules": "schedule", "versions": "version"}
+    more = {"deploy": "deployment", "schedules": "schedule", "versions": "version", "evals": "evaluation"}
     for name, kind in KINDS.items():
         if more.get(asked, asked) in (name, kind.type.plural, kind.short):
             return kind

@@ -27,7 +27,7 @@ _GATEWAY = "gateway"
         "stoker logs -f tune            # the newest run of job tune",
         "stoker logs --tail 50 chat     # the replica of deployment chat",
         "stoker logs replica/chat-v1-0",
-        "stoker logs -f gateway",
+        "stoker logs -f gateway         # its first worker; gateway/1 is the second",
     )
 )
 def logs(
@@ -61,7 +61,7 @@ def find_log(client: Client, name: str) -> tuple[str, str]:
     """The kind and name of the log that *name* means. Raises `NotFound`, `Conflict` (several), `Invalid`."""
     word, slash, rest = name.partition("/")
     if word == _GATEWAY:
-        return _GATEWAY, _GATEWAY
+        return _GATEWAY, rest or _GATEWAY
     if not slash:
         for kind in (Run, Replica):
             try:

@@ -29,14 +29,18 @@ VERBS = {
     "logs": ("See", "Print the log of a run, a replica or the gateway."),
     "events": ("See", "Print what happened, in order."),
     "metrics": ("See", "Print what a run reported: loss and the like, step by step."),
+    "requests": ("See", "Print the last requests of a deployment, each with what the gateway measured."),
     "apply": ("Change", "Create or change what spec files say: jobs, schedules, models, deployments, rollouts."),
-    "delete": ("Change", "Delete a job, a schedule or a deployment."),
+    "delete": ("Change", "Delete a job, a schedule, a deployment or an API key."),
     "snapshot": ("Train", "Keep a file or folder as a dataset's next version."),
     "run": ("Train", "Queue a run of a job; wait for its end if asked to."),
     "cancel": ("Train", "Stop a run with all its processes, or take it out of the queue."),
     "register": ("Serve", "Keep a folder of weights as a model's next version."),
     "alias": ("Serve", "Let an alias of a model point to a version, or remove it."),
+    "evaluate": ("Serve", "Keep what was found of a version: a score, whether it passed, or both."),
     "rollout": ("Serve", "Bring a deployment to another version, step by step."),
+    "deployment": ("Serve", "Say which version a deployment served, to whom, when and by whose decision."),
+    "key": ("Serve", "Make, list and delete API keys of the gateway."),
     "chat": ("Serve", "Talk to a deployment through the gateway."),
     "doctor": ("Host", "Look whether this host has what Stoker needs, and say what to do where it has not."),
     "install-service": (
@@ -65,6 +69,7 @@ Examples:
   stoker status
   stoker apply -f jobs.yaml --dry-run
   stoker run tune -p lr=1e-4 --follow
+  stoker rollout start chat --to 2 --dry-run
   stoker rollout start chat --to 2 --wait
   stoker get runs --json | jq '.[].name'"""
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from stoker.client import Client
 from stoker.paths import find_home
+from stoker.types.base import Seconds
 
 Home = Annotated[
     Path | None,
@@ -33,6 +35,14 @@ def verb_app(help: str | None = None) -> typer.Typer:
 def examples(*lines: str) -> str:
     """The end of a verb's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def duration(text: str) -> float:
+    """What an option takes as ``30s``, ``5m``, ``1.5h`` or ``2d``, in seconds."""
+    try:
+        return TypeAdapter(Seconds).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter("expected a duration such as 30s, 5m, 1.5h or 2d") from error
 
 
 def connect(context: typer.Context, home: Path | None) -> Client:

@@ -16,13 +16,16 @@ from rich.text import Text
 
 EXIT_PIPE = 141  # 128 + SIGPIPE: what a shell reports of a program whose reader went away
 
-_GOOD = frozenset({"ready", "succeeded", "promoted", "pass", "created"})
-_BAD = frozenset({"failed", "rolled-back", "degraded", "fail", "rolling-back", "lost", "unreachable", "stalled"})
+_GOOD = frozenset({"ready", "succeeded", "promoted", "pass", "passed", "created"})
+_BAD = frozenset(
+    {"failed", "rolled-back", "degraded", "fail", "rolling-back", "returning", "lost", "unreachable", "stalled"}
+)
 _MOVING = frozenset(
     {"starting", "running", "stepping", "preparing", "promoting", "draining", "backing-off", "cancelling", "paused"}
-    | {"starved", "changed"}
+    | {"starved", "changed", "waking"}
 )
 _MIN_LAST_COLUMN = 16
+_MIN_PARAGRAPH = 24
 Cell = str | Text
 
 
@@ -99,8 +102,32 @@ def line(*parts: Cell) -> None:
         sys.stdout.flush()
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, indent: int = 0) -> None:
+def paragraph(text: Cell, *, label: Cell = "", indent: int = 0) -> None:
+    """*label*, and beside it *text*, which on a terminal is broken between words and stays in its column.
+
+    In a pipe it is one line: what is looked for in it isn't torn.
+    """
+    head = (label if isinstance(label, Text) else Text(clean(label))).copy()
+    body = text if isinstance(text, Text) else Text(clean(text))
+    if head:
+        head.append(" ")
+    left = indent + head.cell_len
+    console = _console()
+    with _open_pipe():
+        for i, part in enumerate(body.wrap(console, max(_MIN_PARAGRAPH, console.width - left))):
+            whole = Text(" " * indent).append_text(head) if i == 0 else Text(" " * left)
+            whole.append_text(part)
+            whole.rstrip()
+            console.print(whole, soft_wrap=True)
+        sys.stdout.flush()
+
+
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, indent: int = 0, notes: Sequence[str] = ()
+) -> None:
     """Columns under *headers*. On a terminal the last column is cut at the edge; nothing else is, ever.
+
+    *notes*: for each row, what stands below it, whole; empty: nothing.
 
     Not rich's own table: that one cuts names too when the window is narrow, and pads lines in pipes.
     """
@@ -110,7 +137,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, indent: int
     console = _console()
     left = console.width - indent - sum(widths) - 2 * len(widths)
     with _open_pipe():
-        for row in grid:
+        for note_of, row in zip(["", *(notes or [""] * len(rows))], grid, strict=True):
             text = Text(" " * indent)
             for cell, width in zip(row, widths, strict=False):
                 text.append_text(cell).append(" " * (width - cell.cell_len + 2))
@@ -119,6 +146,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, indent: int
             text.append_text(row[-1])
             text.rstrip()
             console.print(text, soft_wrap=True)
+            if note_of:
+                paragraph(note_of, indent=indent + 4)
         sys.stdout.flush()
 
 

@@ -12,7 +12,7 @@ from stoker.types.base import Strict, Time
 class Lease(Strict):
     """A durable claim on a device: whole, or so many bytes of its memory."""
 
-    owner: str = Field(description="run/NAME or replica/NAME")
+    owner: str = Field(description="run/NAME, replica/NAME, or rollout/NAME: kept between the two versions of a swap")
     memory: int | None = Field(default=None, description="bytes; None: the whole device")
 
 
@@ -54,8 +54,8 @@ class Host(Strict):
     started_at: Time
     home: str
     gateway: str = Field(description="base URL for OpenAI clients, e.g. http://127.0.0.1:8700/v1")
-    gateway_phase: str = Field(description="starting, ready, backing-off or failed")
-    gateway_message: str = ""
+    gateway_phase: str = Field(description="starting, ready (at least one worker serves), backing-off or failed")
+    gateway_message: str = Field(default="", description="which workers don't serve and why, or what else is amiss")
     last_event_id: int = Field(default=0, description="newest event's id: list, then watch events after it")
     cpu_percent: float | None = None
     cpu_count: int = 0
@@ -96,3 +96,7 @@ class TrafficStats(Strict):
     inter_token_p90: float | None = None
     total_p50: float | None = None
     total_p90: float | None = None
+    ttft_p99: float | None = None
+    inter_token_p99: float | None = None
+    total_p99: float | None = None
+    callers: int = Field(default=0, description="distinct ones; each anonymous request counts as one")

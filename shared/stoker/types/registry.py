@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from stoker.types.base import Name, Resource, Spec, Strict
+from stoker.types.base import Name, Resource, Spec, Strict, Time, now
 
 
 class ModelSpec(Spec):
@@ -57,6 +57,39 @@ class Version(Resource):
     bytes: int
     folder: str = Field(description="absolute path of a read-only folder with the files")
     lineage: Lineage = Lineage()
+
+
+class Evaluation(Resource):
+    """What was found of a version by some examination, named ``model@number:metric``; a later one takes its place.
+
+    A gate is one that has ``passed`` or not: a version that failed one is refused by rollouts.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+    plural: ClassVar[str] = "evaluations"
+
+    model: str
+    number: int
+    metric: str
+    score: float | None = None
+    passed: bool | None = Field(default=None, description="None: it is a figure, and no gate")
+    note: str = ""
+    by: str = Field(description="who said so")
+    at: Time = Field(default_factory=now)
+
+
+class RecordEvaluation(Strict):
+    """Body of a request to record what was found of a version: a score, whether it passed, or both."""
+
+    score: float | None = None
+    passed: bool | None = None
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.score is None and self.passed is None:
+            raise ValueError("an evaluation has a score, or passed or failed, or both")
+        return self
 
 
 class RegisterVersion(Strict):

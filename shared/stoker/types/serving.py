@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from stoker.types.base import Bytes, Name, Resource, Seconds, Spec, State, Time
+from stoker.types.base import Bytes, Name, Resource, Seconds, Spec, State, Strict, Time
 from stoker.types.supervision import Limits, Restart
 
 ArmName = Literal["stable", "candidate", "shadow"]
@@ -34,7 +34,14 @@ class CommandEngine(Spec):
     health_path: str = Field(default="/health", description="any answer to a GET of this path shows that it lives")
 
 
-Engine = Annotated[VllmEngine | CommandEngine, Field(discriminator="type")]
+class AdapterEngine(Spec):
+    """LoRA weights, loaded at run time into the servers of another deployment: a version more costs no other server."""
+
+    type: Literal["adapter"]
+    base: Name = Field(description="deployment whose servers load it; its engine is vllm with --enable-lora in args")
+
+
+Engine = Annotated[VllmEngine | CommandEngine | AdapterEngine, Field(discriminator="type")]
 
 
 class DeploymentSpec(Spec):
@@ -59,6 +66,19 @@ class DeploymentSpec(Spec):
     )
     restart: Restart = Restart()
     limits: Limits = Limits()
+    aliases: list[Name] = Field(default=[], description='other names that clients may use in "model"')
+    hold_timeout: Seconds = Field(
+        default=0.0, description="how long the gateway keeps a request waiting while no replica is there at all"
+    )
+    max_in_flight: int = Field(
+        default=1024, ge=0, description="requests that a replica gets at once; more of them wait in turn; 0: any number"
+    )
+    max_queue: int = Field(default=1024, ge=0, description="requests that may wait; past it, clients are answered 429")
+
+    @property
+    def longest_hold(self) -> float:
+        """How long, in seconds, a request may wait for a version that is swapped in: as long as its start may take."""
+        return max(self.hold_timeout, self.start_timeout)
 
 
 class Starting(State):
@@ -99,6 +119,25 @@ class Draining(State):
     since: Time
 
 
+class Asleep(State):
+    """Its process lives, but its weights are in the host's memory. Gets no requests, and holds no lease on devices."""
+
+    phase: Literal["asleep"] = "asleep"
+    process: str
+    since: Time
+    devices: list[str] = Field(default=[], description="UUIDs of the GPUs that its process is bound to")
+    device_memory: int | None = Field(default=None, description="bytes of each that it needs then; None: whole devices")
+    message: str = Field(default="", description="what it waits for, when it is to wake up")
+
+
+class Waking(State):
+    """It has its devices again; after its sleep, no inference has been answered yet."""
+
+    phase: Literal["waking"] = "waking"
+    process: str
+    since: Time
+
+
 class Stopping(State):
     """Its process tree is being ended."""
 
@@ -131,7 +170,8 @@ class Pending(State):
 
 
 ReplicaState = Annotated[
-    Pending | Starting | Ready | Unwell | Draining | Stopping | BackingOff | ReplicaFailed, Field(discriminator="phase")
+    Pending | Starting | Ready | Unwell | Draining | Asleep | Waking | Stopping | BackingOff | ReplicaFailed,
+    Field(discriminator="phase"),
 ]
 
 
@@ -145,11 +185,14 @@ class Replica(Resource):
     version: int
     index: int
     wanted: bool = Field(default=True, description="False: it drains, stops and is forgotten")
+    rests: bool = Field(default=False, description="it gets no requests: it is to sleep, and serve again later")
     failures: int = Field(default=0, description="in a row; back to 0 after a healthy period")
     starts: int = 0
+    start_seconds: float | None = Field(default=None, description="what its last start took, until it was ready")
     address: str = Field(default="", description="unix:PATH or HOST:PORT")
     devices: list[str] = Field(default=[], description="UUIDs of the GPUs that it holds now")
     device_memory: int | None = Field(default=None, description="bytes that it holds of each; None: whole devices")
+    host: str = Field(default="", description="of an adapter: the replica whose server has it loaded")
     launch_digest: str = Field(default="", description="hash of the engine's spec that it was made for")
     state: ReplicaState = Pending()
 
@@ -157,6 +200,24 @@ class Replica(Resource):
     def phase(self) -> str:
         """Shorthand for ``state.phase``."""
         return self.state.phase
+
+
+class ArmShare(Strict):
+    """What one arm of a deployment gets."""
+
+    arm: ArmName
+    version: int
+    percent: float = Field(description="of requests that it answers, or as shadow gets copies of")
+    whom: str = Field(description="that is, in words")
+
+
+class Warm(Strict):
+    """A version that no longer serves, whose replicas stand by."""
+
+    version: int
+    until: Time
+    rollout: str = Field(description="that brought the version which serves now")
+    rests: bool = Field(default=False, description="its replicas sleep meanwhile, and are not replaced where they end")
 
 
 class Deployment(Resource):
@@ -172,3 +233,5 @@ class Deployment(Resource):
     phase: Literal["starting", "ready", "degraded", "failed", "deleting"] = "starting"
     message: str = ""
     rollout: str | None = Field(default=None, description="the rollout that is going on")
+    warm: Warm | None = None
+    shares: list[ArmShare] = Field(default=[], description="who gets what, as the gateway confirmed; [] : all, stable")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import httpx
 
 from tests.harness import Stokerd, wait_for
+from tests.system.loop import asking
 
 GAP_SECONDS = 0.02
 CHAT = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}
@@ -75,10 +76,16 @@ class Callers:
 def ask(client: httpx.Client, *, stream: bool = False, model: str = "chat") -> str:
     """What a client hears to one chat; see `Callers` for the form."""
     try:
-        with client.stream("POST", "/chat/completions", json={**CHAT, "model": model, "stream": stream}) as response:
+        body = {**CHAT, **asking(), "model": model, "stream": stream}
+        with client.stream("POST", "/chat/completions", json=body) as response:
             response.read()
     except httpx.HTTPError as error:
         return type(error).__name__
+    return read_chat(response, stream=stream)
+
+
+def read_chat(response: httpx.Response, *, stream: bool) -> str:
+    """What an answer that was read to its end says; see `Callers` for the form."""
     try:
         if response.is_error:
             return f"HTTP {response.status_code}" if response.json()["error"]["message"] else "wrong: no message"

@@ -41,7 +41,7 @@ def lives(pid: int) -> bool:
 
 
 def look(home: Path) -> list[Found]:
-    """Every gateway, server, attempt of a run and shim of *home* that lives."""
+    """Every worker of the gateway, server, attempt of a run and shim of *home* that lives."""
     return [found for pid in _pids() if (found := _identify(pid, home)) is not None]
 
 
@@ -70,10 +70,11 @@ def _identify(pid: int, home: Path) -> Found | None:
     if not words:
         return None
     if any(w.endswith("stokerd/processes/shim.py") for w in words):
-        folder = Path(words[-1])
+        folder = Path(os.fsdecode(_link(pid, "cwd")))  # a spare one has none yet, and is nobody's
         return Found("shim", folder.name, pid) if folder.parent == home / "processes" else None
     if "stokerd.gateway" in words:
-        return Found("gateway", "gateway", pid) if str(home / "s" / "gateway.sock") in words else None
+        control = next((w for w in words if w.startswith(f"{home}/s/gateway-") and w.endswith(".sock")), None)
+        return Found("gateway", Path(control).stem, pid) if control is not None else None
     if (state := fields(pid)) and int(state[3]) != pid:
         return None  # what a server or a run started by itself: only session leaders were started by a shim
     socket = next((w for w in words if w.startswith(f"{home}/s/")), None)

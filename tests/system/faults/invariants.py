@@ -72,7 +72,7 @@ def of_replicas(events: Sequence[Event], replicas: Sequence[Replica]) -> list[st
             replica = present.pop(name, None) if number == len(lives) - 1 else None
             if replica is None and life[-1].reason != "ReplicaStopped":
                 wrong.append(f"{name} is gone without an event; the last was {life[-1].reason}")
-            holds = {"starting", "ready", "stalled", "unreachable", "draining", "stopping"}
+            holds = {"starting", "ready", "stalled", "unreachable", "draining", "stopping", "asleep", "waking"}
             is_open = replica is not None and replica.phase in holds
             wrong += _paired(name, life, REPLICA_STARTS, REPLICA_ENDS, is_open=is_open)
             wrong += _said_once(name, life)
@@ -82,7 +82,7 @@ def of_replicas(events: Sequence[Event], replicas: Sequence[Replica]) -> list[st
 def of_leases(runs: Sequence[Run], replicas: Sequence[Replica], devices: Sequence[Device]) -> list[str]:
     """Devices are held by what is active, and by nothing else."""
     active = {f"run/{r.name}" for r in runs if r.phase in ACTIVE_PHASES}
-    serving = {"starting", "ready", "stalled", "unreachable", "draining", "stopping"}
+    serving = {"starting", "ready", "stalled", "unreachable", "draining", "stopping", "waking"}
     active |= {f"replica/{r.name}" for r in replicas if r.phase in serving}
     wrong = [
         f"run {r.name} has ended and holds {r.devices}" for r in runs if r.devices and r.phase not in ACTIVE_PHASES

@@ -16,9 +16,11 @@ from typing import Any
 
 from stoker.errors import StokerError
 from stoker.types.rollouts import FINAL_PHASES, Rollout
-from stoker.types.serving import Deployment, Replica
+from stoker.types.serving import BackingOff, Deployment, Pending, Ready, Replica, ReplicaFailed
 from stoker.types.training import ACTIVE_PHASES, Run
-from tests.harness import STOKERD, Stokerd, wait_for
+from stokerd.gateway.handover import path_beside
+from stokerd.serving.gateway_worker import PROCESS_PREFIX, WorkerName
+from tests.harness import STOKERD, Stokerd, state_of, wait_for
 from tests.system.faults import census, invariants
 from tests.system.faults.witness import Witness
 
@@ -48,6 +50,7 @@ class Scene(Stokerd):
         self.env = dict(env or {})
         self.before = tuple(before)
         self.start_seconds = 1.0  # what the last start took
+        self.workers = 2  # of the gateway, as it is set
         self._waits_for = waits_for
         self.census = census.Census(self.root)
         self.witness = Witness(self.home.socket)
@@ -128,7 +131,9 @@ class Scene(Stokerd):
 
     def process_of(self, replica: str) -> str:
         """The id under which a replica's server is supervised."""
-        return str(self.client.get(Replica, replica).state.process)  # type: ignore[union-attr]
+        state = self.client.get(Replica, replica).state
+        assert not isinstance(state, Pending | BackingOff | ReplicaFailed), state
+        return state.process
 
     def shim_of(self, process: str) -> int:
         """The pid of the shim of the process with this id."""
@@ -142,9 +147,9 @@ class Scene(Stokerd):
         """What lives now in that role."""
         return [f for f in census.look(self.root) if f.role == role]
 
-    def gateway_process(self) -> str:
-        """The id under which the gateway is supervised."""
-        return next(f.key for f in self.living("shim") if f.key.startswith("gateway-"))
+    def gateway_processes(self) -> list[str]:
+        """The ids under which the gateway's workers are supervised, the first one's first."""
+        return sorted(f.key for f in self.living("shim") if f.key.startswith(PROCESS_PREFIX))
 
     def kill_pid(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal; the process may be gone already."""
@@ -176,12 +181,14 @@ class Scene(Stokerd):
                 return ["the daemon doesn't answer"]
             host, replicas = self.client.host(), self.client.list(Replica)
             moving: list[Any] = [r for r in self.client.list(Run) if r.phase in ACTIVE_PHASES]
-            moving += [r for r in replicas if r.phase not in ("ready", "failed") or not r.wanted]
+            moving += [r for r in replicas if r.phase not in ("ready", "asleep", "failed") or not r.wanted]
             moving += [r for r in self.client.list(Rollout) if r.phase not in (*FINAL_PHASES, "paused")]
             moving += [d for d in self.client.list(Deployment) if d.phase in ("starting", "deleting")]
             unrest = [f"{m.name} is {m.phase}" for m in moving]
-            if host.gateway_phase != "ready":
-                unrest.append(f"the gateway is {host.gateway_phase}")
+            if host.gateway_phase != "ready" or host.gateway_message:
+                unrest.append(f"the gateway is {host.gateway_phase}: {host.gateway_message}")
+            if len(self.gateway_processes()) != self.workers:
+                unrest.append(f"workers of the gateway: {self.gateway_processes()}")
             unrest += self._wrong_processes(replicas)
             if not self.witness.events or self.witness.events[-1].id < host.last_event_id:
                 unrest.append("the watcher hasn't heard everything yet")
@@ -190,11 +197,14 @@ class Scene(Stokerd):
         return unrest
 
     def _wrong_processes(self, replicas: list[Replica]) -> list[str]:
-        wanted = {str(r.state.process): self._socket_of(r) for r in replicas if r.phase == "ready"}  # type: ignore[union-attr]
-        gateway = next((f.key for f in self.living("shim") if f.key.startswith("gateway-")), "gateway-none")
-        wanted[gateway] = "gateway"
+        wanted = {state_of(r, Ready).process: self._socket_of(r) for r in replicas if r.phase == "ready"}
+        workers = [name for process in self.gateway_processes() if (name := WorkerName.parse(process)) is not None]
+        wanted |= {name.process: name.control(self.home.sockets).stem for name in workers}
         folders = {f.name for f in self.home.processes.iterdir()}
-        owned = {self.home.sockets / "gateway.sock", *(Path(self._socket_of(r)) for r in replicas)}
+        owned = {Path(self._socket_of(r)) for r in replicas}
+        for name in workers:
+            control = name.control(self.home.sockets)
+            owned |= {control, path_beside(control)}
         left = {s for s in self.home.sockets.iterdir() if s not in owned}
         return invariants.of_processes(census.look(self.root), folders, wanted, left)
 

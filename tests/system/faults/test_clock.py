@@ -73,7 +73,8 @@ def leap(request: pytest.FixtureRequest, clock: tuple[Clock, dict[str, str]]) ->
 
 def test_the_daemon_goes_by_it(in_its_time: Scene, clock: tuple[Clock, dict[str, str]]) -> None:
     """Else the other tests here would show nothing."""
-    before = in_its_time.apply("{kind: job, name: early, command: [x]}") and in_its_time.events()[-1].time
+    in_its_time.apply("{kind: job, name: early, command: [x]}")
+    before = in_its_time.events()[-1].time
     clock[0].set(HOUR)
     in_its_time.apply("{kind: job, name: late, command: [x]}")
     made = in_its_time.wait_event("JobCreated", "late")
@@ -116,6 +117,7 @@ def test_a_rollout_on_its_way(in_its_time: Scene, clock: tuple[Clock, dict[str, 
     with Callers(scene, 4) as callers:
         scene.apply(
             f"{{kind: rollout, name: {name}, deployment: chat, to: {to}, guards: [{{metric: error_rate, limit: 0.1}}], "
+            "keep_warm: 0s, "
             "steps: [{type: canary, percent: 50, min_requests: 20, min_duration: 1s, max_duration: 20m}]}"
         )
         scene.wait_phase(Rollout, name, "stepping")

@@ -13,8 +13,8 @@ import pytest
 from stoker.errors import StokerError
 from stoker.types.rollouts import Rollout
 from stoker.types.serving import Deployment, Replica
-from stoker.types.training import Run
-from tests.harness import STOKERD, wait_for
+from stoker.types.training import Failed, Run
+from tests.harness import STOKERD, state_of, wait_for
 from tests.system.faults.callers import Callers, ask
 from tests.system.faults.jobs import job, start_run
 from tests.system.faults.scene import Scene
@@ -38,7 +38,7 @@ def world(shared_scene: Scene) -> Scene:
 
 
 def test_idle_nothing_notices(world: Scene, shared: Scene) -> None:
-    server, gateway = shared.server_of("chat-v1-0"), shared.pid_of(shared.gateway_process())
+    server, workers = shared.server_of("chat-v1-0"), [shared.pid_of(p) for p in shared.gateway_processes()]
     before = shared.client.host().last_event_id
     with Callers(shared) as callers:
         shared.kill()
@@ -47,7 +47,8 @@ def test_idle_nothing_notices(world: Scene, shared: Scene) -> None:
         wait_for(lambda: shared.client.host().gateway_phase == "ready", "it speaks with the gateway")
         callers.hear(20)
     callers.assert_heard_only("I am one")
-    assert (shared.server_of("chat-v1-0"), shared.pid_of(shared.gateway_process())) == (server, gateway)
+    assert shared.server_of("chat-v1-0") == server
+    assert [shared.pid_of(p) for p in shared.gateway_processes()] == workers
     assert {e.reason for e in shared.events(before)} <= {"GatewayReady"}
 
 
@@ -139,7 +140,7 @@ def test_runs_that_end_while_it_is_away(world: Scene, shared: Scene) -> None:
     (folder / "go").touch()
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the run ends")
     shared.start()
-    assert shared.wait_phase(Run, "away-1", "failed").state.exit_code == 7
+    assert state_of(shared.wait_phase(Run, "away-1", "failed"), Failed).exit_code == 7
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_in_the_middle_of_a_rollout(world: Scene, shared: Scene, moment: str, to
     }.get(moment, "[{type: canary, percent: 50, min_requests: 15}]")
     spec = (
         f"{{kind: rollout, name: {name}, deployment: chat, to: {to}, steps: {steps}, "
-        "guards: [{metric: error_rate, limit: 0.1}]}"
+        "guards: [{metric: error_rate, limit: 0.1}], keep_warm: 0s}"
     )
     with Callers(shared, 4) as callers:
         with shared.killed_at(moment if moment.startswith("Rollout") else "RolloutStepped", name):
@@ -179,7 +180,7 @@ def test_two_daemons_at_once(world: Scene, shared: Scene) -> None:
     before = shared.client.host().last_event_id
     second = subprocess.run([STOKERD, "--home", shared.root], capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 3, second.stderr
-    assert f"pid {shared.process.pid}" in second.stderr  # type: ignore[union-attr]
+    assert f"pid {shared.pid}" in second.stderr
     assert shared.client.host().last_event_id == before
     shared.kill()
     contenders = [subprocess.Popen([STOKERD, "--home", shared.root], stderr=subprocess.DEVNULL) for _ in range(2)]
@@ -199,7 +200,7 @@ def test_stale_files_of_killed_lives_are_in_nobodys_way(world: Scene, shared: Sc
     partial = shared.home.backups / "state-20200101T000000000000-0001.partial"
     partial.write_text("half a backup")
     shared.start()
-    assert shared.home.lock.read_text() == f"{shared.process.pid}\n"  # type: ignore[union-attr]
+    assert shared.home.lock.read_text() == f"{shared.pid}\n"
     assert not half.exists()
     shared.kill_pid(shared.server_of("chat-v2-0") if _serves(shared, 2) else shared.server_of("chat-v1-0"))
     shared.wait_phase(Deployment, "chat", "ready")  # its socket was left by the kill

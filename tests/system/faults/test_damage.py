@@ -63,7 +63,7 @@ def test_a_recorded_pid_that_now_is_another_programs_is_never_signalled(
     shared.apply(job("sleep 1000", "replaced"))
     start_run(shared, "replaced")
     shared.pid_of("run-replaced-1-1")
-    processes = ["run-replaced-1-1", shared.process_of("chat-v1-0"), shared.gateway_process()]
+    processes = ["run-replaced-1-1", shared.process_of("chat-v1-0"), *shared.gateway_processes()]
     shared.kill()
     for found in census.look(shared.root):
         shared.kill_pid(found.pid)
@@ -91,12 +91,12 @@ def takes(squatter: socket.socket, port: int) -> bool:
 
 
 def test_a_port_that_somebody_else_has_is_said_and_taken_when_it_is_free(world: Scene, shared: Scene) -> None:
-    gateway = shared.pid_of(shared.gateway_process())
+    workers = [shared.pid_of(process) for process in shared.gateway_processes()]
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        os.kill(gateway, signal.SIGSTOP)  # so that it isn't started again before the port is taken
-        shared.kill()
-        os.kill(gateway, signal.SIGKILL)
+        shared.kill()  # so that none is started again before the port is taken
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
         wait_for(lambda: takes(squatter, shared.port), "the port is free: all threads of the gateway are dead")
         squatter.listen()
         shared.start()

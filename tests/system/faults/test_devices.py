@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,10 @@ def test_a_call_that_hangs_for_30_s_holds_up_nothing_else(scene: Scene, fleet: F
     before = scene.client.host().last_event_id
     fleet.hang(index, HANG_SECONDS)
     scene.apply(job("true", "meanwhile", devices=1))
+
+    def are_used(percent: float) -> bool:
+        return {device(scene, o).utilisation for o in others} == {percent}
+
     with Callers(scene, 2, "whole") as callers:
         slowest = 0.0
         for utilisation in (51, 52, 53):
@@ -110,10 +115,7 @@ def test_a_call_that_hangs_for_30_s_holds_up_nothing_else(scene: Scene, fleet: F
             asked = time.monotonic()
             scene.client.host()
             slowest = max(slowest, time.monotonic() - asked)
-            wait_for(
-                lambda wanted=utilisation: {device(scene, o).utilisation for o in others} == {wanted},
-                "the others are sampled",
-            )
+            wait_for(partial(are_used, utilisation), "the others are sampled")
         scene.wait_phase(Run, start_run(scene, "meanwhile"), "succeeded")
         scene.wait_event("DeviceHangs", Fleet.uuid(index), after=before)
         callers.hear(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from stoker.errors import Unavailable
+from stoker.types.rollouts import RolledBack, Rollout
 from stoker.types.serving import Deployment
-from stoker.types.training import Job, Run
-from tests.harness import STOKERD, wait_for
+from stoker.types.training import Failed, Job, Run
+from tests.harness import STOKERD, state_of, wait_for
 from tests.system.faults import census
 from tests.system.faults.callers import Callers, ask
 from tests.system.faults.disks import Disk, Ext4, disk, short_folder
@@ -65,10 +67,10 @@ def refused(scene: Scene, name: str) -> str:
 def test_little_room_stops_metrics_before_state(small: Disk, scene: Scene) -> None:
     wait_for(lambda: points(scene) >= 1, "the host is sampled")
     with small.filled(leave_bytes=LITTLE_BYTES):
-        wait_for(lambda: "metrics are not stored" in scene.log, "metrics stop, and it is said")
-        scene.apply("{kind: job, name: fits, command: [x]}")
         with scene.openai() as client:
             assert ask(client) == "I am one"
+        wait_for(lambda: "metrics are not stored" in scene.log, "metrics stop, and it is said")
+        scene.apply("{kind: job, name: fits, command: [x]}")
         stopped_at = points(scene)
     wait_for(lambda: points(scene) > stopped_at, "metrics go on")
 
@@ -92,9 +94,46 @@ def test_no_room_at_all_loses_nothing(small: Disk, scene: Scene) -> None:
             callers.hear(20)
         ended = scene.wait_phase(Run, run, "failed")
     callers.assert_heard_only("I am one")
-    assert ended.state.exit_code == 4
+    assert state_of(ended, Failed).exit_code == 4
     assert kept <= {j.name for j in scene.client.list(Job)}
     scene.apply("{kind: job, name: afterwards, command: [x]}")
+
+
+def canary(name: str, to: int) -> str:
+    """A rollout that stays in its step until something happens."""
+    step = "{type: canary, percent: 50, min_requests: 1000000}"
+    return f"{{kind: rollout, name: {name}, deployment: chat, to: {to}, steps: [{step}], keep_warm: 0s}}"
+
+
+def test_a_bad_version_is_taken_back_although_there_is_little_room(small: Disk, scene: Scene) -> None:
+    """What a rollout is judged by is kept down to the last few megabytes, which are left to the decision."""
+    bad = add_version(scene, "bad", status=500)
+    with Callers(scene) as callers:
+        with small.filled(leave_bytes=LITTLE_BYTES):
+            scene.apply(canary("little", bad.number))
+            ended = scene.wait_phase(Rollout, "little", "rolled-back", "aborted", "promoted")
+        callers.hear(20)
+    assert "failed each of its last 5 answers" in state_of(ended, RolledBack).because
+    callers.assert_heard_only("I am one", "HTTP 500")
+
+
+def test_a_version_that_gets_sick_while_there_is_no_room_is_taken_back_when_there_is(
+    small: Disk, scene: Scene, tmp_path: Path
+) -> None:
+    sick = add_version(scene, "sick", sick=str(tmp_path / "sick"))
+    with Callers(scene) as callers:
+        scene.apply(canary("none", sick.number))
+        callers.hear(10, ["I am sick"])
+        with small.filled():
+            assert refused(scene, "full-too") == "database-unavailable"
+            (tmp_path / "sick").touch()
+            callers.hear(10, ["HTTP 500"])
+        ended = scene.wait_phase(Rollout, "none", "rolled-back", "aborted", "promoted")
+        callers.hear(20, ["I am one"])
+    assert "failed each of its last 5 answers" in state_of(ended, RolledBack).because
+    callers.assert_heard_only("I am one", "I am sick", "HTTP 500")
+    told = [e.reason for e in scene.events() if e.name == "none"]
+    assert (told.count("RolloutRollingBack"), told.count("RolloutRolledBack")) == (1, 1)
 
 
 def test_a_kill_while_there_is_no_room(small: Disk, scene: Scene) -> None:
@@ -139,6 +178,8 @@ def test_a_disk_that_becomes_read_only_under_it(tmp_path: Path) -> None:
 
 
 def break_under(scene: Scene, disk: Disk) -> None:
+    with scene.home.config.open("rb") as settings:
+        os.fsync(settings.fileno())  # what the daemon itself has promised needs no such help
     scene.start()
     add_version(scene, "one")
     serve(scene)
@@ -148,7 +189,7 @@ def break_under(scene: Scene, disk: Disk) -> None:
         with pytest.raises(Unavailable) as caught:
             scene.apply("{kind: job, name: read-only, command: [x]}")
         assert caught.value.code == "database-unavailable"
-        assert scene.client.host().pid == scene.process.pid  # type: ignore[union-attr]
+        assert scene.client.host().pid == scene.pid
         assert [j.name for j in scene.client.list(Job)] == ["kept"]
         callers.hear(20)
     callers.assert_heard_only("I am one")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stoker.types.serving import Deployment, Replica
-from stoker.types.training import Run
-from tests.harness import wait_for
+from stoker.types.training import Failed, Run
+from tests.harness import state_of, wait_for
 from tests.system.faults import census
 from tests.system.faults.callers import Callers, ask
 from tests.system.faults.jobs import job, start_run
@@ -62,7 +62,7 @@ def test_of_a_run_is_told_with_its_signal(world: Scene, shared: Scene) -> None:
     start_run(shared, "victim")
     shared.wait_phase(Run, "victim-1", "running")
     os.kill(shared.pid_of("run-victim-1-1"), signal.SIGKILL)
-    assert shared.wait_phase(Run, "victim-1", "failed").state.signal == 9
+    assert state_of(shared.wait_phase(Run, "victim-1", "failed"), Failed).signal == 9
 
 
 @pytest.mark.parametrize("retries", [0, 1])
@@ -81,24 +81,55 @@ def test_of_a_runs_shim_leaves_nothing_of_its_tree(world: Scene, shared: Scene, 
 
 
 @pytest.mark.parametrize("part", ["gateway", "shim"])
-def test_of_the_gateway_it_serves_again_within_seconds(world: Scene, shared: Scene, part: str) -> None:
-    process = shared.gateway_process()
+def test_of_a_gateways_worker_the_others_serve_and_it_takes_its_place_again(
+    world: Scene, shared: Scene, part: str
+) -> None:
+    process = shared.gateway_processes()[0]
     before = shared.client.host().last_event_id
     with Callers(shared, CALLERS) as callers:
         callers.hear(10)
         os.kill(shared.pid_of(process) if part == "gateway" else shared.shim_of(process), signal.SIGKILL)
-        shared.wait_event("GatewayFailed", "gateway", after=before)
-        shared.wait_event("GatewayReady", "gateway", after=before)
+        for _ in range(20):  # on connections of their own: no worker that lives refuses one
+            with shared.openai() as client:
+                assert client.get("/models").status_code == 200
+        failed = shared.wait_event("GatewayFailed", "gateway", after=before)
+        back = shared.wait_event("GatewayReady", "gateway", after=before)
         callers.hear(20, ["I am one"])
+    assert "worker 0 of the gateway" in failed.message
+    assert "worker 0 of the gateway serves again" in back.message
+    wait_for(lambda: not shared.client.host().gateway_message, "all workers serve")
+    others = {a: n for a, n in callers.answers.items() if a != "I am one"}
+    assert set(others) <= {"ReadError", "RemoteProtocolError", "WriteError"}, others
+    assert sum(others.values()) <= CALLERS  # each of whom had one connection to that worker at most
+
+
+def test_of_all_workers_of_the_gateway_it_serves_again(world: Scene, shared: Scene) -> None:
+    before = shared.client.host().last_event_id
+    with Callers(shared, CALLERS) as callers:
+        callers.hear(10)
+        for process in shared.gateway_processes():
+            os.kill(shared.pid_of(process), signal.SIGKILL)
+        shared.wait_event("GatewayFailed", "gateway", after=before)
+        ready = shared.wait_event("GatewayReady", "gateway", after=before)
+        callers.hear(20, ["I am one"])
+    assert "the gateway serves http" in ready.message
     assert set(callers.answers) <= {"I am one", "ConnectError", "ReadError", "RemoteProtocolError", "WriteError"}
 
 
-def test_of_the_gateway_while_the_daemon_is_away(world: Scene, shared: Scene) -> None:
-    pid = shared.pid_of(shared.gateway_process())
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_the_gateways_workers_while_the_daemon_is_away(world: Scene, shared: Scene, count: int) -> None:
+    """Nothing starts them again then; those that live serve on."""
+    pids = [shared.pid_of(process) for process in shared.gateway_processes()]
     shared.kill()
-    os.kill(pid, signal.SIGKILL)
+    for pid in pids[:count]:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(census.lives(pid) for pid in pids[:count]), "they are dead")
+    for _ in range(10):
+        with shared.openai() as client:
+            assert ask(client) == ("I am one" if count < len(pids) else "ConnectError")
     shared.start()
     wait_for(lambda: shared.client.host().gateway_phase == "ready", "the gateway serves again")
+    wait_for(lambda: not shared.client.host().gateway_message, "all workers serve")
     with shared.openai() as client:
         assert ask(client) == "I am one"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from stoker.types.serving import Deployment, Replica
-from stoker.types.training import Run
-from tests.harness import wait_for
+from stoker.types.training import Run, RunLost
+from tests.harness import state_of, wait_for
 from tests.nvml.fleet import Fleet
 from tests.system.faults import census
 from tests.system.faults.callers import ask
@@ -113,7 +113,7 @@ def test_what_should_run_runs_again_and_what_was_cut_off_is_told(scene: Scene, m
     wait_for(lambda: {r.phase for r in scene.client.list(Replica)} == {"ready"}, "both servers serve again")
     assert (outputs[0] / "began").read_text() == str(outputs[0] / "step-2")
     assert resumed.attempt == 2
-    assert "machine went down" in lost.state.message
+    assert "machine went down" in state_of(lost, RunLost).message
     told = [(e.reason, e.name) for e in scene.events(before)]
     assert {("RunLost", run) for run in runs} <= set(told)
     assert {r.failures for r in scene.client.list(Replica)} == {0}, "a reboot is nobody's failure"

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from stoker.types.serving import Deployment, Replica
-from stoker.types.training import Run
-from tests.harness import wait_for
+from stoker.types.training import Failed, Run
+from tests.harness import state_of, wait_for
 from tests.system.faults import census
 from tests.system.faults.callers import Callers, ask
 from tests.system.faults.jobs import start_run
@@ -136,7 +136,7 @@ def test_out_of_memory_is_told_as_that(world: Scene, shared: Scene) -> None:
     hog = f'"{sys.executable}", -c, "{HOG}"'
     shared.apply(f"{{kind: job, name: hog, command: [{hog}], limits: {{memory: 64MiB}}}}")
     run = start_run(shared, "hog")
-    assert "out of memory" in shared.wait_phase(Run, run, "failed").state.message
+    assert "out of memory" in state_of(shared.wait_phase(Run, run, "failed"), Failed).message
     shared.apply(
         "{kind: deployment, name: hungry, model: m, version: 1, restart: {limit: 0}, limits: {memory: 64MiB}, "
         f'engine: {{type: command, command: [{hog}, "{{socket}}"]}}}}'

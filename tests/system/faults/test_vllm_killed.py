@@ -14,7 +14,8 @@ from stoker.types.serving import Deployment
 from tests.harness import wait_for
 from tests.system.faults import census
 from tests.system.faults.scene import Scene
-from tests.system.test_vllm import DEPLOYMENT, ENGINE, REPOSITORY, START_SECONDS
+from tests.system.test_vllm import DEPLOYMENT
+from tests.system.tiny import ENGINE, REPOSITORY, START_SECONDS
 
 pytestmark = [
     pytest.mark.vllm,

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,3 +77,35 @@ def stoker(home: Path, capsys: pytest.CaptureFixture[str]) -> Stoker:
         return Result(ended.value.code, out, err)
 
     return run
+
+
+Terminal = Callable[..., str]
+
+
+@pytest.fixture
+def terminal(home: Path) -> Terminal:
+    """What `stoker ARGUMENTS` shows on a terminal that is so many columns wide, without its colours."""
+
+    def show(columns: int, *arguments: str) -> str:
+        leader, follower = pty.openpty()
+        termios.tcsetwinsize(follower, (40, columns))
+        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+        command = [sys.executable, "-m", "stoker.cli.main", *arguments]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=follower, stderr=subprocess.PIPE, env=environment
+        ) as process:
+            os.close(follower)
+            shown = b"".join(iter(lambda: _read(leader), b""))
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+        os.close(leader)
+        return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
+
+    return show
+
+
+def _read(leader: int) -> bytes:
+    try:
+        return os.read(leader, 4096)
+    except OSError:  # Linux says so when the other end is closed
+        return b""

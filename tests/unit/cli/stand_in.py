@@ -22,6 +22,7 @@ from stoker.types.host import Host
 from tests.harness import DEADLINE
 
 Answer = Callable[[dict[str, Any]], Any]
+_GRACE_SECONDS = 10  # for a client that holds its answer up; much less than what `stop` waits for the thread
 _LOOK_SECONDS = 0.01
 
 
@@ -61,10 +62,11 @@ class StandIn:
             if event:
                 self.record(resource.kind, resource.name, event)
 
-    def record(self, kind: str, name: str, reason: str) -> None:
+    def record(self, kind: str, name: str, reason: str, message: str = "", **data: Any) -> None:
         """Append an event."""
-        number = len(self.events) + 1
-        self.events.append(Event(id=number, time=now(), kind=kind, name=name, reason=reason, message=f"{name}: so."))
+        number, said = len(self.events) + 1, message or f"{name}: so."
+        plain = json.loads(json.dumps(data, default=_plain))
+        self.events.append(Event(id=number, time=now(), kind=kind, name=name, reason=reason, message=said, data=plain))
 
     def wait_for(self, call: str, **query: str) -> None:
         """Return when somebody has asked *call* with *query* among its parameters."""
@@ -81,7 +83,7 @@ class StandIn:
         app = FastAPI()
         app.add_api_route("/{rest:path}", self._answer, methods=["GET", "POST", "PUT", "DELETE"], response_model=None)
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, ws="none", loop="asyncio", timeout_graceful_shutdown=int(DEADLINE)
+            app, lifespan="off", log_config=None, ws="none", loop="asyncio", timeout_graceful_shutdown=_GRACE_SECONDS
         )
         self._server = uvicorn.Server(config)
         self.path.unlink(missing_ok=True)
@@ -180,8 +182,9 @@ class StandIn:
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _json(value: Any) -> Response:
-    def plain(x: Any) -> Any:
-        return x.model_dump(mode="json")
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json")
 
-    return Response(json.dumps(value, default=plain), media_type="application/json")
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value, default=_plain), media_type="application/json")

@@ -1,4 +1,4 @@
-"""apply, delete, snapshot, register, alias, cancel, run, rollout: what a person changes."""
+"""apply, delete, snapshot, register, alias, cancel, run: what a person changes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from stoker.errors import Conflict, InvalidSpec, NotFound
+from stoker.errors import InvalidSpec
 from stoker.types.apply import Applied
+from stoker.types.keys import ApiKey, NewKey
 from stoker.types.training import DatasetVersion, Run
 from tests.unit.cli import samples
 from tests.unit.cli.conftest import Stoker
@@ -85,6 +86,21 @@ def test_what_the_daemon_refuses_gets_its_line(daemon: StandIn, stoker: Stoker, 
     path.write_text("---\n" + JOB)
     refused = stoker("apply", "-f", str(path))
     assert (refused.code, refused.err) == (2, f"error: {path}:5: {said}\nMake it.\n")
+
+
+def test_a_key_is_told_once(daemon: StandIn, stoker: Stoker) -> None:
+    key = ApiKey(name="app", digest="0" * 64, models=["chat"], requests_per_minute=60)
+    daemon.answers["POST /v1/keys"] = NewKey(key=key, text="sk-stoker-AbCdEf")
+    made = stoker("key", "create", "app", "--model", "chat", "--requests-per-minute", "60")
+    assert made.out == "sk-stoker-AbCdEf\n"
+    assert "can't be shown again" in made.err
+    assert daemon.calls[-1][2] == {
+        "name": "app", "models": ["chat"], "requests_per_minute": 60, "tokens_per_minute": 0, "in_flight": 0,
+    }  # fmt: skip
+    daemon.answers["GET /v1/keys"] = [key]
+    assert "app   000000000000  chat    60" in stoker("key", "list").out
+    daemon.answers["DELETE /v1/keys/app"] = None
+    assert stoker("key", "delete", "app").out == "key/app deleted\n"
 
 
 def test_delete(daemon: StandIn, stoker: Stoker) -> None:
@@ -173,122 +189,6 @@ def test_following_a_run_prints_its_log(daemon: StandIn, stoker: Stoker) -> None
     _plays(daemon, "running", "running", "succeeded")
     lines = stoker("run", "tune", "--follow", "--json").lines
     assert [x.get("line", x.get("name")) for x in lines] == ["epoch 1", "epoch 2", "tune-1"]
-
-
-def _starts(daemon: StandIn) -> None:
-    """Let the daemon take a rollout."""
-
-    def take(body: Any) -> list[Applied]:
-        name = body["specs"][0]["name"]
-        daemon.keep(samples.rollout(name))
-        return [Applied(kind="rollout", name=name, action="created")]
-
-    daemon.answers["POST /v1/apply"] = take
-    daemon.keep(samples.deployment())
-
-
-def test_a_rollout_is_started_from_flags(daemon: StandIn, stoker: Stoker) -> None:
-    _starts(daemon)
-    daemon.keep(samples.rollout("chat-1", "promoted"))
-    steps = ["--step", "shadow:10", "--step", "canary:25%:50:5m", "--guard", "ttft=1.5"]
-    started = stoker("rollout", "start", "chat", "--to", "smol@2", *steps)
-    assert (started.code, started.out) == (0, "rollout/chat-2 stepping 2/2 chat@1 -> @2\n")
-    spec = next(c[2] for c in daemon.calls if c[0] == "POST /v1/apply")["specs"][0]
-    assert (spec["to"], spec["deployment"]) == (2, "chat")
-    assert [(s["type"], s["percent"], s["min_requests"], s["min_duration"]) for s in spec["steps"]] == [
-        ("shadow", 10, 20, 0),
-        ("canary", 25, 50, 300),
-    ]
-    assert [(g["metric"], g["limit"]) for g in spec["guards"]] == [("ttft", 1.5)]
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--step", "canary"],
-        ["--step", "canry:10"],
-        ["--step", "canary:200"],
-        ["--guard", "ttft"],
-        ["--guard", "speed=1"],
-        ["--name", "Bad Name"],
-    ],
-)
-def test_wrong_flags_of_a_rollout_are_explained(daemon: StandIn, stoker: Stoker, flags: list[str]) -> None:
-    _starts(daemon)
-    refused = stoker("rollout", "start", "chat", "--to", "2", *flags)
-    assert refused.code == 2
-    assert "POST /v1/apply" not in [c[0] for c in daemon.calls]
-
-
-def test_a_rollout_name_that_is_taken_is_refused(daemon: StandIn, stoker: Stoker) -> None:
-    _starts(daemon)
-    daemon.keep(samples.rollout())
-    assert stoker("rollout", "start", "chat", "--to", "2", "--name", "chat-1").code == 5
-
-
-@pytest.mark.parametrize(("end", "code"), [("promoted", 0), ("rolled-back", 7)])
-def test_waiting_for_a_rollout(daemon: StandIn, stoker: Stoker, end: str, code: int) -> None:
-    _starts(daemon)
-    looks = iter([samples.rollout("x"), samples.rollout("x"), samples.rollout("x", end)])
-
-    def look(_: Any) -> Any:
-        daemon.record("rollout", "x", "RolloutChanged")
-        return next(looks, samples.rollout("x", end))
-
-    daemon.answers["GET /v1/rollouts/x"] = NotFound("there is none.")
-    taken = daemon.answers["POST /v1/apply"]
-
-    def take(body: Any) -> Any:
-        daemon.answers["GET /v1/rollouts/x"] = look
-        return taken(body)
-
-    daemon.answers["POST /v1/apply"] = take
-    waited = stoker("rollout", "start", "chat", "--to", "2", "--name", "x", "--wait")
-    assert waited.code == code
-    assert f"{end} after" in waited.out
-
-
-@pytest.mark.parametrize("name", ["chat", "chat-1"])
-@pytest.mark.parametrize("verb", ["pause", "resume", "promote", "abort"])
-def test_a_rollout_is_steered_by_its_own_or_its_deployments_name(
-    daemon: StandIn, stoker: Stoker, verb: str, name: str
-) -> None:
-    daemon.keep(samples.deployment(rollout="chat-1"), samples.rollout())
-    daemon.answers[f"POST /v1/rollouts/chat-1/{verb}"] = samples.rollout()
-    assert stoker("rollout", verb, name).code == 0
-
-
-def test_without_a_rollout_there_is_nothing_to_steer(daemon: StandIn, stoker: Stoker) -> None:
-    daemon.keep(samples.deployment(), samples.rollout("chat-1", "promoted"))
-    refused = stoker("rollout", "abort", "chat")
-    assert (refused.code, "is in no rollout now" in refused.err) == (5, True)
-    assert stoker("rollout", "status", "chat").code == 0
-    assert stoker("rollout", "status", "nobody").code == 4
-
-
-def test_the_daemons_refusal_of_a_verb_is_told(daemon: StandIn, stoker: Stoker) -> None:
-    daemon.keep(samples.rollout("chat-1", "promoted"))
-    daemon.answers["POST /v1/rollouts/chat-1/abort"] = Conflict("it has ended.", "Start another.", code="ended")
-    refused = stoker("rollout", "abort", "chat-1", "--json")
-    assert refused.code == 5
-    assert '"code": "ended"' in refused.err
-
-
-def test_the_status_of_a_rollout_has_arms_side_by_side(daemon: StandIn, stoker: Stoker) -> None:
-    daemon.keep(samples.rollout())
-    page = stoker("rollout", "status", "chat-1").out
-    assert "> 2. canary 25 %, at least 20 requests and 5m" in page
-    assert [line.split() for line in page.splitlines() if "STABLE" in line] == [["STABLE", "CANDIDATE"]]
-    assert "errors at most 2 points over stable  pass     0 points over stable." in page
-    assert "ttft p90 at most 2 x stable          starved  4 of 8 requests." in page
-
-
-def test_a_watched_rollout_tells_how_it_ended(daemon: StandIn, stoker: Stoker) -> None:
-    daemon.keep(samples.rollout("chat-1", "rolled-back"))
-    watched = stoker("rollout", "watch", "chat-1")
-    assert watched.code == 7
-    assert "Clients saw 9 failed answers. Stable had all traffic 40 ms after the verdict" in watched.out
-    assert stoker("rollout", "watch", "chat-1", "--json").lines[-1]["state"]["phase"] == "rolled-back"
 
 
 def test_cancel_waits_until_the_run_has_ended(daemon: StandIn, stoker: Stoker) -> None:

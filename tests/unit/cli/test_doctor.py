@@ -94,6 +94,9 @@ def test_a_daemon_that_is_away_or_of_another_version_is_told(stoker: Stoker, dae
     look = look_at(find_home(daemon.path.parent))
     assert "version 9.0.0" in only(service.daemon(look)).message
     assert "backing-off" in only(service.gateway(look)).message
+    partly = {"gateway_phase": "ready", "gateway_message": "1 of 2 workers serve"}
+    look = replace(look, host=daemon.host.model_copy(update=partly))
+    assert [(f.level, f.message[-20:]) for f in service.gateway(look)] == [("warn", "1 of 2 workers serve")]
 
 
 def test_a_taken_port_is_found(machine: Machine) -> None:

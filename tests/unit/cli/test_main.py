@@ -30,11 +30,16 @@ def test_help_names_every_verb_and_every_exit_code(stoker: Stoker) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_has_help_with_examples(stoker: Stoker, verb: str) -> None:
-    for arguments in ([verb, "--help"],) if verb != "rollout" else ([verb, x, "-h"] for x in ("start", "abort")):
+    inner = {
+        "rollout": ("start", "status", "approve", "abort", "rollback", "back", "explain"),
+        "deployment": ("history",),
+        "key": ("create", "list", "delete"),
+    }.get(verb)
+    for arguments in ([verb, x, "-h"] for x in inner) if inner else ([verb, "--help"],):
         page = stoker(*arguments)
         assert page.code == 0
         assert f"Examples:\n    stoker {verb}" in page.out
-    if verb != "rollout":
+    if not inner:
         name = verb.replace("-", "_")
         said = getattr(importlib.import_module(f"stoker.cli.{name}"), name).__doc__
         assert said.splitlines()[0] == VERBS[verb][1]

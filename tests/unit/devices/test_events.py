@@ -13,7 +13,8 @@ def look(condition: Condition = "well", **fields: object) -> Look:
 
 
 def told(*looks: Look) -> list[str]:
-    state, reasons = Told(), []
+    state = Told()
+    reasons: list[str] = []
     for each in looks:
         state, events = changes(state, each)
         reasons += [e.reason for e in events]

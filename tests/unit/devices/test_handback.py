@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from stokerd.devices import handback as module
 from stokerd.devices.handback import MEMORY_PATIENCE_SECONDS, Handback, Handbacks, handback
-from stokerd.store.migrate import migrate
 from stokerd.store.store import Store
+from tests.unit.state import make_state_db
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    migrate(tmp_path / "state.db", tmp_path / "backups")
+    make_state_db(tmp_path)
     opened = Store(tmp_path / "state.db")
     yield opened
     opened.close()
@@ -55,13 +54,12 @@ def test_devices_go_back_when_the_driver_asked_after_the_end_says_so(store: Stor
 
 
 def test_memory_that_never_comes_back_is_told_once_and_waited_for_no_longer(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
 ) -> None:
     driver = Driver()
     driver.held_by = "GPU 0: pid 7, which has ended, holds 3 GiB."
-    handbacks = Handbacks("replica", store, driver)  # type: ignore[arg-type]
     moment = 1000.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: moment)
+    handbacks = Handbacks("replica", store, driver, lambda: moment)  # type: ignore[arg-type]
     assert not asyncio.run(handbacks.is_done("d-v1-0", ["a"]))
     moment += 61
     assert asyncio.run(handbacks.is_done("d-v1-0", ["a"]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 from collections import Counter
+from contextlib import ExitStack
 from time import monotonic
+from typing import Any
 
 import httpx
 import openai
@@ -15,6 +18,11 @@ from tests.harness import DEADLINE, wait_for
 from tests.system.upstream import GatewayProcess, Replica, arm, chat
 
 CHAT = "/v1/chat/completions"
+
+
+def said(text: str, **do: Any) -> dict[str, Any]:
+    """A chat that begins with *text*."""
+    return {**chat(**do), "messages": [{"role": "user", "content": text}]}
 
 
 def test_an_answer_passes_untouched_and_is_measured(gateway: GatewayProcess, replica: Replica) -> None:
@@ -156,7 +164,9 @@ def test_an_engines_error_passes_and_counts(gateway: GatewayProcess, replica: Re
     assert [(r.status, r.is_error) for r in gateway.take(2)] == [(400, True), (500, True)]
 
 
-def test_callers_keep_their_arm_and_nameless_ones_are_split(gateway: GatewayProcess, replica: Replica) -> None:
+def test_callers_keep_their_arm_and_nameless_ones_are_split_by_what_they_say(
+    gateway: GatewayProcess, replica: Replica
+) -> None:
     with Replica(2) as other:
         gateway.route(arm("stable", 50, replica), arm("candidate", 50, other))
         with gateway.client() as client:
@@ -167,7 +177,9 @@ def test_callers_keep_their_arm_and_nameless_ones_are_split(gateway: GatewayProc
                 }
                 for i in range(20)
             }
-            nameless = Counter(client.post(CHAT, json=chat()).headers["x-stoker-arm"] for _ in range(60))
+            nameless = [
+                {client.post(CHAT, json=said(f"question {i}")).headers["x-stoker-arm"] for _ in "12"} for i in range(30)
+            ]
             by_user = {client.post(CHAT, json={**chat(), "user": "u"}).headers["x-stoker-arm"] for _ in range(10)}
             by_key = {
                 client.post(CHAT, json=chat(), headers={"Authorization": "Bearer k"}).headers["x-stoker-arm"]
@@ -175,7 +187,8 @@ def test_callers_keep_their_arm_and_nameless_ones_are_split(gateway: GatewayProc
             }
     assert all(len(arms) == 1 for arms in by_caller.values())
     assert set().union(*by_caller.values()) == {"stable", "candidate"}
-    assert nameless.keys() == {"stable", "candidate"}
+    assert all(len(arms) == 1 for arms in nameless)
+    assert set().union(*nameless) == {"stable", "candidate"}
     assert len(by_user) == len(by_key) == 1
 
 
@@ -197,20 +210,36 @@ def test_a_replica_that_refuses_is_passed_over_for_a_while(gateway: GatewayProce
             assert {client.post(CHAT, json=chat()).status_code for _ in range(20)} == {200}
         other.start()
         with gateway.client() as client:
-            wait_for(lambda: client.post(CHAT, json=chat()).is_success and other.seen, "it comes back")
+            texts = map(str, itertools.count())  # conversations of one kind would all be the other replica's
+            wait_for(lambda: client.post(CHAT, json=said(next(texts))).is_success and other.seen, "it comes back")
 
 
-def test_requests_go_to_the_replica_with_the_fewest_in_flight(gateway: GatewayProcess, replica: Replica) -> None:
-    with Replica(1) as other, gateway.raw() as slow, gateway.client() as client:
+def test_a_conversation_stays_with_one_replica_until_that_has_too_much_to_do(
+    gateway: GatewayProcess, replica: Replica
+) -> None:
+    with Replica(1) as other, ExitStack() as stack, gateway.client() as client:
         gateway.route(arm("stable", 100, replica, other))
-        slow.post(chat(wait="answer"))
-        busy = wait_for(lambda: next((r for r in (replica, other) if r.seen), None), "it arrives")
-        free = other if busy is replica else replica
-        assert gateway.state()["in_flight"] == {busy.address: 1}
         for _ in range(6):
-            client.post(CHAT, json=chat())
-        assert (len(busy.seen), len(free.seen)) == (1, 6)
+            client.post(CHAT, json=said("hi"))
+        busy = replica if replica.seen else other
+        free = other if busy is replica else replica
+        assert (len(busy.seen), len(free.seen)) == (6, 0)
+        for count in range(2):
+            stack.enter_context(gateway.raw()).post({**said("hi", wait="answer"), "max_tokens": 900})
+            wait_for(lambda: len(busy.seen) == 7 + count, "it arrives")  # noqa: B023
+        assert gateway.state()["in_flight"] == {busy.address: 2}
+        client.post(CHAT, json=said("hi"))
+        assert len(free.seen) == 1
     wait_for(lambda: gateway.state()["in_flight"] == {}, "the count returns to nothing")
+
+
+def test_conversations_spread_over_replicas(gateway: GatewayProcess, replica: Replica) -> None:
+    with Replica(1) as other, gateway.client() as client:
+        gateway.route(arm("stable", 100, replica, other))
+        for number in range(30):
+            client.post(CHAT, json=said(f"question {number}"))
+            client.post("/v1/embeddings", json={"model": "m"})  # of which nobody knows where they belong
+        assert min(len(replica.seen), len(other.seen)) >= 10
 
 
 def test_a_version_can_be_asked_for_by_name(gateway: GatewayProcess, replica: Replica) -> None:
@@ -222,6 +251,7 @@ def test_a_version_can_be_asked_for_by_name(gateway: GatewayProcess, replica: Re
                 answer = client.post(CHAT, json={**body, "model": f"m@{asked.version}"})
                 assert answer.headers["x-stoker-version"] == str(asked.version)
                 assert asked.last().json == body
+            assert [record.is_pinned for record in gateway.take(3)] == [True] * 3
             assert client.post(CHAT, json=chat("m@4")).status_code == 404
             shadow.stop()
             assert client.post(CHAT, json=chat("m@3")).status_code == 503

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stokerd.gateway.measures import TAIL_BYTES, Meter, StreamMeter, read_usage
+from stokerd.gateway.measures import MAX_REASON, TAIL_BYTES, Meter, StreamMeter, read_usage
 
 CHAT = b"/v1/chat/completions"
 
@@ -103,8 +103,8 @@ def test_where_the_network_cuts_a_stream_changes_no_count(cuts: list[int], uses_
     pieces = [whole[a:b] for a, b in pairwise(edges)]
     meter = StreamMeter(CHAT)
     feed(meter, *pieces)
-    assert meter.events == 5
-    assert meter.tokens() == (11, 3)
+    assert (meter.events, meter.size) == (5, len(whole))
+    assert (meter.tokens(), meter.finish_reason) == ((11, 3), "stop")
     assert not meter.has_error
 
 
@@ -122,17 +122,142 @@ def test_a_whole_answer_has_its_usage_read_from_its_tail() -> None:
     answer = json.dumps({"data": "x" * 100_000, "usage": {"prompt_tokens": 5, "completion_tokens": 6}}).encode()
     meter = feed(Meter(), *(answer[i : i + 1000] for i in range(0, len(answer), 1000)))
     assert (meter.first, meter.tokens()) == (1.0, (5, 6))
-    assert sum(map(len, meter._tail)) <= TAIL_BYTES + 1000
+    assert sum(map(len, meter._tail)) <= 2 * TAIL_BYTES + 1000
 
 
 def test_embeddings_have_no_completion_tokens() -> None:
     assert feed(Meter(), b'{"usage":{"prompt_tokens":5,"total_tokens":5}}').tokens() == (5, None)
 
 
+def finish(meter: Meter, *pieces: bytes) -> str:
+    return feed(meter, *pieces).finish_reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}, "stop"),
+        ({"choices": [{"index": 0, "text": "x", "finish_reason": "length", "stop_reason": None}]}, "length"),
+        ({"choices": [{"finish_reason": "stop", "message": {"content": "", "stop_reason": "x"}}]}, "stop"),
+        ({"type": "message", "content": [{"input": {"finish_reason": "x"}}], "stop_reason": "end_turn"}, "end_turn"),
+        ({"object": "response", "status": "completed", "incomplete_details": None}, "completed"),
+        ({"object": "response", "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}, "max_"),
+        ({"object": "list", "data": [], "status": "completed"}, ""),
+        ({"object": "error", "message": "no"}, ""),
+        ({"choices": [{"finish_reason": "x" * 1000}]}, "x" * 40),
+        ([], ""),
+    ],
+)
+def test_a_whole_answer_tells_how_it_ended(answer: Any, reason: str) -> None:
+    assert finish(Meter(), json.dumps(answer).encode()).startswith(reason)
+    assert bool(finish(Meter(), json.dumps(answer).encode())) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"x": "y" * TAIL_BYTES, "choices": [{"finish_reason": "stop", "stop_reason": None}]}, "stop"),
+        ({"x": "y" * TAIL_BYTES, "stop_reason": "end_turn", "stop_sequence": None}, "end_turn"),
+        ({"x": "y" * TAIL_BYTES, "status": "completed"}, "completed"),
+        ({"choices": [{"message": {"content": '"finish_reason":"no" ' * 9999}, "finish_reason": "length"}]}, "length"),
+    ],
+)
+def test_a_large_answer_tells_how_it_ended_by_its_tail(answer: Any, reason: str) -> None:
+    assert finish(Meter(), json.dumps(answer).encode()) == reason
+
+
+def test_a_chat_stream_tells_how_its_first_choice_ended() -> None:
+    assert finish(StreamMeter(CHAT), OPENING, delta(content="a"), CLOSING, USAGE, DONE) == "stop"
+    assert finish(StreamMeter(CHAT), OPENING, delta(content="a")) == ""
+    other = event({"choices": [{"index": 1, "delta": {"content": ""}, "finish_reason": "length"}]})
+    assert finish(StreamMeter(CHAT), CLOSING, other, USAGE, DONE) == "stop"
+    assert finish(StreamMeter(CHAT), other, USAGE, DONE) == "length"
+    assert finish(StreamMeter(CHAT), delta(content='"finish_reason": "no"'), DONE) == ""
+
+
+def anthropic(kind: str, **fields: Any) -> bytes:
+    return f"event: {kind}\n".encode() + event({"type": kind, **fields})
+
+
+def test_anthropics_streams_are_understood() -> None:
+    block = {"index": 0, "content_block": {"type": "text", "text": ""}}
+    pieces = [
+        anthropic("message_start", message={"role": "assistant", "usage": {"input_tokens": 25, "output_tokens": 1}}),
+        anthropic("content_block_start", **block),
+        anthropic("ping"),
+        anthropic("content_block_delta", index=0, delta={"type": "text_delta", "text": "Hi"}),
+        anthropic("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": "{}"}),
+        anthropic("content_block_stop", index=0),
+        anthropic("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 15}),
+        anthropic("message_stop"),
+    ]
+    meter = StreamMeter(b"/v1/messages")
+    feed(meter, *pieces)
+    assert (meter.first, meter.events, meter.tokens(), meter.finish_reason) == (4.0, 2, (25, 15), "end_turn")
+    assert not meter.has_error
+    broken = feed(StreamMeter(b"/v1/messages"), *pieces[:4], anthropic("error", error={"type": "overloaded_error"}))
+    assert broken.has_error
+    assert broken.tokens() == (25, 1)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize(
+    ("ending", "details", "reason"),
+    [
+        ("completed", None, "completed"),
+        ("incomplete", {"reason": "max_output_tokens"}, "max_output_tokens"),
+        ("incomplete", None, "incomplete"),
+        ("completed", {"reason": "max_output_tokens"}, "max_output_tokens"),
+        ("failed", None, "failed"),
+    ],
+)
+def test_responses_tell_how_they_ended(is_named: bool, ending: str, details: Any, reason: str) -> None:
+    def named(kind: str, **fields: Any) -> bytes:
+        return (f"event: {kind}\n".encode() if is_named else b"") + event({**fields, "type": kind})
+
+    item = named("response.output_item.done", item={"status": "completed"})
+    last = {"incomplete_details": details, "output": ["x" * 2 * TAIL_BYTES], "status": ending}
+    meter = StreamMeter(b"/v1/responses")
+    feed(meter, named("response.output_text.delta", delta="x"), item)
+    assert meter.told().finish_reason == ""
+    meter = StreamMeter(b"/v1/responses")
+    feed(meter, named("response.output_text.delta", delta="x"), item, named(f"response.{ending}", response=last))
+    assert (meter.finish_reason, meter.has_error) == (reason, ending == "failed")
+
+
+def test_a_failed_response_says_so_with_its_keys_in_any_order() -> None:
+    meter = feed(StreamMeter(b"/v1/responses"), event({"type": "response.failed", "response": {"status": "failed"}}))
+    assert (meter.finish_reason, meter.has_error) == ("failed", True)
+
+
+def test_an_error_event_is_seen_in_responses_as_well() -> None:
+    assert feed(StreamMeter(b"/v1/responses"), b"event: error\r\n", b'data: {"code":"x","type":"error"}\r\n').has_error
+
+
+def test_the_longest_gap_is_the_engines_own() -> None:
+    meter = StreamMeter(CHAT)
+    assert meter.max_gap_seconds is None
+    meter.held(50.0)
+    meter.feed(delta(content="a"), 60.0)
+    assert meter.max_gap_seconds is None
+    for now in (61.0, 64.0, 64.5):
+        meter.feed(delta(content="b"), now)
+    assert meter.max_gap_seconds == 3.0
+    meter.held(100.0)
+    meter.feed(delta(content="c"), 166.0)
+    meter.feed(delta(content="d"), 167.0)
+    meter.held(7.0)  # after the last token: counts for nothing
+    assert meter.max_gap_seconds == 3.0
+    assert meter.inter_token_seconds == pytest.approx(7.0 / 5)
+
+
 @given(st.lists(st.binary(min_size=1, max_size=300)))
 def test_any_bytes_can_be_metered(pieces: list[bytes]) -> None:
-    for meter in (Meter(), StreamMeter(CHAT), StreamMeter(b"/v1/responses")):
-        feed(meter, *pieces).tokens()
+    for meter in (Meter(), StreamMeter(CHAT), StreamMeter(b"/v1/responses"), StreamMeter(b"/v1/messages")):
+        feed(meter, *pieces)
+        assert meter.size == sum(map(len, pieces))
+        assert len(meter.finish_reason) <= MAX_REASON
+        meter.tokens()
 
 
 def test_a_line_that_never_ends_is_not_kept() -> None:

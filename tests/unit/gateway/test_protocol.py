@@ -220,7 +220,7 @@ class Memory(asyncio.Transport):
         self._is_closing = False
         self._is_reading = True
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override]
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
 
     def is_closing(self) -> bool:

@@ -28,7 +28,7 @@ def test_a_request_whose_client_takes_nothing_waits_for_no_replica(gateway: Gate
 
     def is_held_up() -> bool:
         state = gateway.state()
-        return state["in_flight"] == {address: 1} and state["waiting"] == {}
+        return bool(state["in_flight"] == {address: 1} and state["waiting"] == {})
 
     with gateway.raw() as raw:
         raw.post(chat(stream=True, chunks=200, size=100_000), "Connection: close")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,12 @@ class GroupedBench(Bench):
         last = self.again()
         for process in last.ids():
             last.forget(process)
+
+        def has_no_folder(base: Path) -> bool:
+            return not base.exists() or not any(each.is_dir() for each in base.iterdir())
+
         for base in {Path(each).parent for each in self.groups.folders("p")}:
-            until(lambda base=base: not base.exists() or not any(each.is_dir() for each in base.iterdir()))
+            until(partial(has_no_folder, base))
             if base.exists():
                 base.rmdir()
 

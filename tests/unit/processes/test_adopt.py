@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from stokerd.processes.spares import SHIM
 from stokerd.processes.states import Absent, Alive, Exited, Lost
-from stokerd.processes.supervisor import SHIM
 from tests.harness import DEADLINE
 from tests.process_kit import Bench, is_running, until
 
@@ -76,6 +76,7 @@ def test_changes_are_told_in_the_loop_as_they_happen(bench: Bench, new_loop: obj
         (bench.root / "gate").write_text("")  # a fifo: the program waits for this
         await heard(2)
         assert told[1] == ("new", "Exited")
+        assert adopted
         os.kill(adopted, signal.SIGKILL)
         await heard(3)
         assert told[2] == ("p", "Exited")
@@ -84,7 +85,6 @@ def test_changes_are_told_in_the_loop_as_they_happen(bench: Bench, new_loop: obj
     os.mkfifo(bench.root / "gate")
     bench.sh("sleep 600")
     adopted = bench.alive().pid
-    assert adopted
     bench.supervisor.close()
     with asyncio.Runner(loop_factory=new_loop) as runner:  # type: ignore[arg-type]
         runner.run(live())
@@ -194,6 +194,17 @@ def test_half_removed_folders_are_cleaned_up_and_strange_files_are_left(bench: B
     assert bench.supervisor.ids() == ["empty"]
     assert bench.supervisor.observe("empty") == Absent()
     assert sorted(each.name for each in bench.folder.iterdir()) == ["a file", "empty"]
+
+
+def test_what_a_killed_daemon_wrote_half_is_cleaned_up_and_a_shims_is_left(bench: Bench) -> None:
+    bench.sh("sleep 600")
+    bench.alive()
+    for name in ("command.json.17.tmp", "stop.json.17.tmp", "exit.json.17.tmp"):
+        (bench.folder / "p" / name).write_text('{"half')
+    again = bench.again()
+    again.adopt()
+    assert isinstance(again.observe("p"), Alive)
+    assert [f.name for f in (bench.folder / "p").glob("*.tmp")] == ["exit.json.17.tmp"]
 
 
 def test_looking_is_cheap(bench: Bench) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stokerd.processes.group import Group
 from stokerd.processes.groups import Groups
-from stokerd.processes.states import Bounds, Exited, Lost, ending
+from stokerd.processes.states import Alive, Bounds, Exited, Lost, ending
+from stokerd.processes.supervisor import Supervisor
 from tests.process_kit import Bench, is_running, until
 from tests.unit.processes.grouped import GroupedBench, needs, needs_root
 
@@ -90,11 +92,15 @@ def test_the_weight_of_a_program_is_set_for_its_tree(grouped: GroupedBench) -> N
 def test_who_is_killed_first_when_the_machine_has_no_memory_left_is_set(bench: Bench) -> None:
     ours = int(Path("/proc/self/oom_score_adj").read_text())
     command = bench.command("sh", "-c", "cat /proc/self/oom_score_adj; sleep 600")
+
+    def has_a_line(log: Path) -> bool:
+        return log.exists() and log.read_text().endswith("\n")
+
     for process, given in (("p", 300), ("q", 1000), ("r", 0)):
         log = bench.log.with_name(process)
         bounds = Bounds(oom_score_adj=given)
         bench.supervisor.start(process, type(command)(command.argv, "/", command.env, os.fspath(log), bounds))
-        until(lambda log=log: log.exists() and log.read_text().endswith("\n"))
+        until(partial(has_a_line, log))
         assert int(log.read_text()) == min(ours + given, 1000)
         assert int(Path(f"/proc/{bench.shim(process)}/oom_score_adj").read_text()) == ours
 
@@ -242,17 +248,27 @@ def test_groups_of_which_nothing_is_known_are_ended_by_the_next_daemon(grouped: 
     assert grouped.groups.processes() == {"p", "stale"}
     grouped.supervisor.close()
     (grouped.folder / "p").rename(grouped.root / "gone")
-    until(lambda: (grouped.again().adopt(), not grouped.groups.processes())[1])
+
+    def has_ended_them() -> bool:
+        grouped.again().adopt()
+        return not grouped.groups.processes()
+
+    until(has_ended_them)
     assert not is_running(pid)
     os.waitpid(shim, 0)
 
 
 def test_whose_tree_a_process_is_of_is_known_by_its_group_or_its_descent(grouped: GroupedBench) -> None:
+    def pid_of(supervisor: Supervisor, process: str) -> int | None:
+        seen = supervisor.observe(process)
+        assert isinstance(seen, Alive)
+        return seen.pid
+
     for process, options in (("grouped", {}), ("bare", {"groups": None})):
         supervisor = grouped.again(**options)
         supervisor.start(process, grouped.command("sh", "-c", f"sh -c 'echo {process} $$; sleep 600' & wait"))
         inner = grouped.pid_after(process)
-        until(lambda supervisor=supervisor, process=process: supervisor.observe(process).pid)  # type: ignore[union-attr]
+        until(partial(pid_of, supervisor, process))
         for pid in (inner, grouped.shim(process)):
             assert supervisor.tree_of(pid) == process
         later = grouped.again(**options)

@@ -11,13 +11,13 @@ from stoker.types.registry import Lineage, Model, ModelSpec
 from stokerd.registry.apply import apply_model
 from stokerd.registry.models import Registry, resolve_reference, resolve_version
 from stokerd.store.content import ContentStore
-from stokerd.store.migrate import migrate
 from stokerd.store.store import Store
+from tests.unit.state import make_state_db
 
 
 def play(tmp_path: Path, work: Callable[[Store, Registry], Awaitable[None]]) -> None:
     """Run *work* with a registry that has the empty model ``m``."""
-    migrate(tmp_path / "state.db", tmp_path / "backups")
+    make_state_db(tmp_path)
 
     async def inner() -> None:
         store = Store(tmp_path / "state.db")

@@ -103,6 +103,16 @@ def test_vllm_drains_by_itself_for_a_moment_where_the_installed_one_can() -> Non
     assert argv("--shutdown-timeout", "60").count("--shutdown-timeout") == 1
 
 
+def test_vllms_paths_for_sleep_are_opened_only_where_the_spec_has_sleep_mode() -> None:
+    able = engine_of(spec(type="vllm", args=["--enable-sleep-mode"]), "/py")
+    assert able.command(launch()).env["VLLM_SERVER_DEV_MODE"] == "1"
+    assert able.sleep_paths is not None
+    for other in (spec(type="vllm"), spec(type="command", command=["serve", "{socket}"])):
+        engine = engine_of(other, "/py")
+        assert "VLLM_SERVER_DEV_MODE" not in engine.command(launch()).env
+        assert engine.sleep_paths is None
+
+
 def fake_vllm(folder: Path, source: str) -> str:
     """An interpreter that has a vLLM with that source."""
     package = folder / "lib" / "vllm"

@@ -29,7 +29,7 @@ class Server:
         self.condition: Condition = condition
         self.at = 1000.0
         self.vitals: Vitals | None = None
-        self.verdict: Any = None
+        self.verdict: Sick | Well | GivenUp | None = None
 
     def look(self, **seen: Any) -> None:
         self.vitals = take(self.vitals, Look(**{"at": self.at, "has_answered": True} | seen), self.condition)
@@ -37,7 +37,7 @@ class Server:
         if isinstance(self.verdict, Sick):
             self.condition = self.verdict.phase
 
-    def live(self, seconds: float, **seen: Any) -> Any:
+    def live(self, seconds: float, **seen: Any) -> Sick | Well | GivenUp | None:
         """Time passes; functions among *seen* are asked for what they are at that time. Ends at the first verdict."""
         until = self.at + seconds
         while self.at < until:
@@ -141,7 +141,7 @@ def test_a_server_that_was_unwell_before_the_daemon_restarted_must_show_that_it_
     assert isinstance(Server("stalled").live(100, steps=lambda at: at), Well)
 
 
-looks = st.builds(
+looks: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     gap=st.floats(0, 100),
     has_answered=st.booleans(),

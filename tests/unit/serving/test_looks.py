@@ -10,10 +10,11 @@ from typing import Any, ParamSpec
 import pytest
 
 from stoker.types.serving import VllmEngine
+from stokerd.serving.asking import ask
 from stokerd.serving.engines.vllm import Vllm
 from stokerd.serving.gateway import Traffic
-from stokerd.serving.health import Look, Vitals
-from stokerd.serving.looks import Looks, ask, look_at
+from stokerd.serving.health import Condition, Look, Sick, Vitals, diagnose
+from stokerd.serving.looks import Looks, Patient, look_at
 from tests.harness import DEADLINE
 
 P = ParamSpec("P")
@@ -118,50 +119,94 @@ async def test_metrics_are_asked_only_of_a_server_that_has_work(
     tmp_path: Path, traffic: Traffic | None, condition: str, expected: float | None
 ) -> None:
     asked: list[bytes] = []
+
+    async def present() -> Traffic | None:
+        return traffic
+
     engine = Vllm(VllmEngine(type="vllm"), "/py")
     async with served(tmp_path, says(METRICS, asked=asked)) as address:
-        look = await look_at(address, engine, condition, lambda: traffic, DEADLINE)  # type: ignore[arg-type]
+        look = await look_at(address, engine, condition, present, DEADLINE)  # type: ignore[arg-type]
     assert (look.has_answered, look.steps) == (True, expected)
     assert look.received == (5 if traffic else None)
     assert (b"GET /metrics HTTP/1.0" in asked) is (expected is not None)
 
 
+class Server:
+    """Is looked at when the test says what there is to see."""
+
+    def __init__(self) -> None:
+        self.seen: asyncio.Queue[Look | Exception] = asyncio.Queue()
+        self.looked: asyncio.Queue[Condition] = asyncio.Queue()
+
+    async def look(self, condition: Condition) -> Look:
+        self.looked.put_nowait(condition)
+        seen = await self.seen.get()
+        if isinstance(seen, Exception):
+            raise seen
+        return seen
+
+    async def shows(self, seen: Look | Exception) -> Condition:
+        """Have that seen, and return as what it is looked at after that."""
+        self.seen.put_nowait(seen)
+        return await self.is_looked_at()
+
+    async def is_looked_at(self) -> Condition:
+        async with asyncio.timeout(DEADLINE):
+            return await self.looked.get()
+
+
+def silent(at: float) -> Look:
+    return Look(at=at, has_answered=False)
+
+
 @run_in_loop
 async def test_looks_are_made_one_at_a_time_and_never_waited_for() -> None:
-    looks = Looks()
-    made: list[asyncio.Future[Look]] = []
-    tasks: list[asyncio.Task[Look]] = []
-
-    def look() -> asyncio.Task[Look]:
-        future: asyncio.Future[Look] = asyncio.get_running_loop().create_future()
-
-        async def wait() -> Look:
-            return await future
-
-        made.append(future)
-        tasks.append(asyncio.create_task(wait()))
-        return tasks[-1]
-
-    def vitals() -> Vitals | None:
-        return looks.vitals("p", "ready", 0.0, look)
-
-    async def after(look: Look | Exception) -> Vitals | None:
-        made[-1].set_exception(look) if isinstance(look, Exception) else made[-1].set_result(look)
-        await asyncio.wait(tasks[-1:])
-        return vitals()
-
-    assert vitals() is None
-    assert vitals() is None
-    assert len(made) == 1
-    assert await after(Look(at=1.0, has_answered=False)) is not None
-    second = await after(Look(at=3.0, has_answered=False))
+    looks, server = Looks(lambda: None), Server()
+    patient = Patient("ready", 1.0, server.look)
+    assert looks.vitals("p", patient) is None
+    assert looks.vitals("p", patient) is None
+    await server.is_looked_at()
+    assert server.looked.empty()
+    await server.shows(silent(1.0))
+    await server.shows(silent(3.0))
+    second = looks.vitals("p", patient)
     assert second is not None
     assert second.silent_seconds == 2.0
-    assert await after(RuntimeError("a bug of ours")) == second
-    assert len(made) == 4
+    await server.shows(RuntimeError("a bug of ours"))
+    assert looks.vitals("p", patient) == second
     looks.begin_anew("p")
-    assert vitals() is None
+    assert looks.vitals("p", patient) is None
+    await server.shows(silent(9.0))
+    looks.keep_only(("p",))
+    assert looks.vitals("p", patient) is not None
     looks.keep_only(())
+    server.seen.put_nowait(silent(11.0))  # nobody looks any more
+    assert looks.vitals("p", patient) is None
     await looks.close()
-    await asyncio.wait(tasks)
-    assert tasks[-1].cancelled()
+
+
+@run_in_loop
+async def test_only_a_look_that_changes_something_is_news() -> None:
+    told: list[str] = []
+    looks, server = Looks(lambda: told.append("news")), Server()
+
+    def vitals(condition: Condition) -> Vitals | None:
+        return looks.vitals("p", Patient(condition, 1.0, server.look))
+
+    vitals("ready")
+    assert await server.is_looked_at() == "ready"
+    await server.shows(silent(1.0))
+    await server.shows(Look(at=1.5, has_answered=True))
+    await server.shows(silent(2.0))
+    assert not told
+    await server.shows(silent(2.6))
+    assert told == ["news"]
+    found = vitals("ready")
+    assert found is not None
+    assert isinstance(diagnose(found, "ready", 1.0), Sick)
+    looks.counts_as("p", "unreachable")
+    assert await server.shows(silent(2.7)) == "unreachable"
+    assert told == ["news"]
+    await server.shows(Look(at=2.8, has_answered=True))
+    assert told == ["news", "news"]
+    await looks.close()

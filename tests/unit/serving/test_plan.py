@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.types.rollouts import Preparing, Promoting, RollingBack, Rollout, RolloutSpec, Stepping
+from stoker.types.keys import ApiKey
+from stoker.types.registry import Model, ModelSpec
+from stoker.types.rollouts import (
+    Preparing,
+    Promoting,
+    Returning,
+    RollingBack,
+    Rollout,
+    RolloutPlan,
+    RolloutSpec,
+    RolloutState,
+    Stepping,
+)
 from stoker.types.serving import (
     BackingOff,
     CommandEngine,
@@ -18,15 +30,18 @@ from stoker.types.serving import (
     Ready,
     Replica,
     ReplicaFailed,
+    ReplicaState,
     Starting,
     Unwell,
+    Warm,
 )
 from stoker.types.supervision import Restart
 from stokerd.backoff import JITTER, backoff_seconds
-from stokerd.gateway.wire import Arm, RouteTable
+from stokerd.gateway.wire import Arm, Key, RouteTable, Target
 from stokerd.processes.states import Exited, Lost
 from stokerd.serving.engines import launch_digest
 from stokerd.serving.plan import (
+    Door,
     after_failure,
     drained,
     health,
@@ -34,6 +49,7 @@ from stokerd.serving.plan import (
     route,
     route_table,
     scale,
+    serving_version,
     wanted_versions,
 )
 
@@ -46,7 +62,9 @@ def deployment(replicas: int = 1, command: str = "serve", version: int = 1, **fi
     return Deployment(name="d", spec=spec, version=version, **fields)
 
 
-def replica(version: int = 1, index: int = 0, state: Any = None, digest: str = "", **fields: Any) -> Replica:
+def replica(
+    version: int = 1, index: int = 0, state: ReplicaState | None = None, digest: str = "", **fields: Any
+) -> Replica:
     name = f"d-v{version}-{index}"
     state = state or Ready(process="p", since=NOW)
     digest = digest or launch_digest(deployment().spec)
@@ -56,10 +74,11 @@ def replica(version: int = 1, index: int = 0, state: Any = None, digest: str = "
     )  # fmt: skip
 
 
-def rollout(state: Any) -> Rollout:
+def rollout(state: RolloutState, placement: Any = "beside") -> Rollout:
     steps: list[Any] = [{"type": "shadow", "percent": 10}, {"type": "canary", "percent": 25}]
     spec = RolloutSpec.model_validate({"kind": "rollout", "name": "r", "deployment": "d", "to": 2, "steps": steps})
-    return Rollout(name="r", spec=spec, deployment="d", from_version=1, to_version=2, state=state)
+    plan = RolloutPlan(deployment="d", from_version=1, to_version=2, fits=True, placement=placement, says="so")
+    return Rollout(name="r", spec=spec, deployment="d", from_version=1, to_version=2, state=state, plan=plan)
 
 
 def apply(replicas: list[Replica], target: Deployment, going_on: Rollout | None = None) -> list[Replica]:
@@ -97,6 +116,55 @@ def test_a_rollout_brings_the_candidates_replicas_and_a_rollback_takes_them_away
     assert scale(deployment(version=2), None, [replica(1), replica(2)]).retire == ("d-v1-0",)
 
 
+def test_after_promotion_the_old_versions_replicas_stand_by_until_they_are_let_go() -> None:
+    warm = deployment(version=2, warm=Warm(version=1, until=NOW, rollout="r"))
+    assert scale(warm, None, [replica(1), replica(2)]).retire == ()
+    assert route(warm, [replica(1), replica(2)], None).arms == (
+        Arm("stable", 2, 100, ("unix:/d-v2-0",)),
+        Arm("former", 1, 0, ("unix:/d-v1-0",)),
+    )
+    back = rollout(Returning(since=NOW, because="x"))
+    assert wanted_versions(deployment(version=2, rollout="r"), back) == [1, 2]
+    assert wanted_versions(deployment(version=2, rollout="r"), rollout(RollingBack(since=NOW, because="x"))) == [1]
+
+
+def test_in_a_swap_one_version_must_be_gone_before_the_other_starts_and_requests_are_held_meanwhile() -> None:
+    going = rollout(Preparing(since=NOW), "swap")
+    replicas = apply([replica()], deployment(), going)
+    assert [(r.version, r.wanted) for r in replicas] == [(1, False)]
+    found = route(deployment(), replicas, going)
+    assert [(a.name, a.version, a.weight, a.addresses) for a in found.arms] == [
+        ("stable", 1, 0, ()),
+        ("candidate", 2, 100, ()),
+    ]
+    assert found.hold_seconds == deployment().spec.start_timeout
+    replicas = apply([], deployment(), going)
+    assert [(r.version, r.wanted) for r in replicas] == [(2, True)]
+    back = rollout(RollingBack(since=NOW, because="x"), "swap")
+    assert scale(deployment(), back, replicas).create == ()
+    assert scale(deployment(), back, []).create == ((1, 0),)
+    assert health(deployment(), replicas, serving_version(deployment(), going))[0] == "starting"
+    assert health(deployment(), [replica(2)], serving_version(deployment(), going))[0] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("state", "beside", "swapped"),
+    [
+        (Preparing(since=NOW), 1, 2),
+        (Stepping(step=1, since=NOW), 1, 2),
+        (Promoting(since=NOW), 2, 2),
+        (Returning(since=NOW, because="x"), 2, 1),
+        (RollingBack(since=NOW, because="x"), 1, 1),
+    ],
+)
+def test_how_a_deployment_does_depends_on_the_version_that_serves(
+    state: RolloutState, beside: int, swapped: int
+) -> None:
+    assert serving_version(deployment(), rollout(state)) == beside
+    assert serving_version(deployment(), rollout(state, "swap")) == swapped
+    assert serving_version(deployment(), None) == 1
+
+
 def test_a_deployment_that_is_deleted_wants_nothing() -> None:
     assert scale(deployment(deleting=True), None, [replica()]).retire == ("d-v1-0",)
 
@@ -104,7 +172,7 @@ def test_a_deployment_that_is_deleted_wants_nothing() -> None:
 def test_traffic_goes_where_the_state_of_the_rollout_says() -> None:
     replicas = [replica(1), replica(2), replica(2, 1, Starting(process="q", since=NOW))]
 
-    def arms(state: Any) -> list[tuple[str, int, float, int]]:
+    def arms(state: RolloutState) -> list[tuple[str, int, float, int]]:
         found = route(deployment(), replicas, rollout(state))
         every = [*found.arms, *([found.shadow] if found.shadow else [])]
         return [(a.name, a.version, a.weight, len(a.addresses)) for a in every]
@@ -119,7 +187,7 @@ def test_traffic_goes_where_the_state_of_the_rollout_says() -> None:
 def test_replicas_that_wind_down_get_nothing_new_and_stop_only_when_nothing_is_left() -> None:
     draining = replica(state=Draining(process="p", since=NOW), wanted=False)
     still = RouteTable(1, (route(deployment(), [replica()], None),))
-    without = route_table(2, [deployment()], [draining], {})
+    without = route_table(2, [deployment()], [draining], {}, {}, [], Door())
     assert without.routes[0].arms == (Arm("stable", 1, 100, ()),)
     assert not drained(draining, still, 0, 30, 1)
     assert not drained(draining, None, 0, 30, 1)
@@ -127,6 +195,38 @@ def test_replicas_that_wind_down_get_nothing_new_and_stop_only_when_nothing_is_l
     assert not drained(draining, without, None, 30, 1)
     assert drained(draining, without, 0, 30, 1)
     assert drained(draining, still, 1, 30, 31)
+
+
+def test_the_table_has_other_names_bounds_and_keys_and_each_worker_its_share() -> None:
+    model = Model(name="m", spec=ModelSpec(kind="model", name="m"), aliases={"champion": 1, "challenger": 2})
+    made = deployment()
+    made.spec = made.spec.model_copy(
+        update={"aliases": ["gpt"], "hold_timeout": 5.0, "max_in_flight": 5, "max_queue": 0}
+    )
+    key = ApiKey(name="alice", digest="0" * 64, models=["d"], requests_per_minute=6)
+    table = route_table(7, [made], [replica()], {}, {"m": model}, [key], Door(workers=2, needs_key=True))
+    (found,) = table.routes
+    assert (found.aliases, found.versions) == (("gpt",), (("challenger", 2), ("champion", 1)))
+    assert (found.hold_seconds, found.in_flight, found.queue) == (5.0, 3, 0)
+    assert table.keys == (Key("alice", "0" * 64, ("d",), 6),)
+    assert table.needs_key
+
+
+def test_targets_and_the_cap_on_callers_belong_to_canary_steps() -> None:
+    going = rollout(Stepping(step=1, since=NOW))
+    going.spec = RolloutSpec.model_validate(
+        going.spec.model_dump()
+        | {"targets": [{"header": "X-Team", "value": "ml"}, {"key": "alice"}], "keep_answers": True}
+        | {"steps": [{"type": "shadow", "percent": 10}, {"type": "canary", "percent": 25, "max_callers": 9}]}
+    )
+    canary = route(deployment(rollout="r"), [replica()], going)
+    assert canary.targets == (Target("candidate", "x-team", "ml"), Target("candidate", key="alice"))
+    assert canary.max_callers == 9
+    going.state = Stepping(step=0, since=NOW)
+    shadow = route(deployment(rollout="r"), [replica()], going)
+    assert (shadow.targets, shadow.max_callers, shadow.keeps_shadow) == ((), 0, True)
+    going.state = Promoting(since=NOW)
+    assert route(deployment(rollout="r"), [replica()], going).targets == ()
 
 
 seconds = st.floats(0, 1e6)
@@ -197,13 +297,16 @@ def test_an_unwell_replica_gets_no_requests_is_kept_and_is_told(phase: Any) -> N
     assert route(deployment(2), [replica(), sick], None).arms[0].addresses == ("unix:/d-v1-0",)
     assert route(deployment(), [sick], None).arms[0].addresses == ()
     assert scale(deployment(2), None, [replica(), sick]) == scale(deployment(2), None, [replica(), replica(index=1)])
-    assert health(deployment(2), [replica(), sick]) == ("degraded", "d-v1-1: it is silent")
-    assert health(deployment(), [sick]) == ("degraded", "d-v1-1: it is silent")
+    assert health(deployment(2), [replica(), sick], 1) == ("degraded", "d-v1-1: it is silent")
+    assert health(deployment(), [sick], 1) == ("degraded", "d-v1-1: it is silent")
 
 
 def test_health_says_what_is_wrong() -> None:
     broken = replica(index=1, state=BackingOff(retry_at=NOW, message="it exited with code 1"))
-    assert health(deployment(), [replica()]) == ("ready", "")
-    assert health(deployment(2), [replica(), broken]) == ("degraded", "d-v1-1: it exited with code 1")
-    assert health(deployment(), [replica(state=ReplicaFailed(since=NOW, message="gone"))]) == ("failed", "d-v1-0: gone")
-    assert health(deployment(), [replica(state=Pending(message="it needs 1 GPU"))]) == ("starting", "it needs 1 GPU")
+    assert health(deployment(), [replica()], 1) == ("ready", "")
+    assert health(deployment(2), [replica(), broken], 1) == ("degraded", "d-v1-1: it exited with code 1")
+    assert health(deployment(), [replica(state=ReplicaFailed(since=NOW, message="gone"))], 1) == (
+        "failed",
+        "d-v1-0: gone",
+    )
+    assert health(deployment(), [replica(state=Pending(message="it needs 1 GPU"))], 1) == ("starting", "it needs 1 GPU")

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlmodel import Session, SQLModel
 
 from stoker.errors import Conflict, Unavailable
 from stoker.types.serving import Deployment, Replica
 from stokerd.serving.engines import launch_digest
+from stokerd.store import migrate as migrate_module
 from stokerd.store import tables
-from stokerd.store.migrate import KEPT_BACKUPS, migrate
+from stokerd.store.migrate import KEPT_BACKUPS, migrate, revisions
 from stokerd.store.store import Query, open_engine
 
 OLD_DATABASES = Path(__file__).parents[2] / "data"
@@ -37,7 +41,42 @@ def test_a_database_is_backed_up_before_anything_touches_it_and_old_backups_go(t
     kept = sorted((tmp_path / "backups").iterdir())
     assert kept == saved[-KEPT_BACKUPS:]
     with closing(sqlite3.connect(kept[-1])) as backup:
-        assert backup.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+        assert backup.execute("SELECT version_num FROM alembic_version").fetchone() == (revisions()[-1],)
+
+
+def test_the_files_names_say_which_schemas_there_are() -> None:
+    script = ScriptDirectory(str(Path(migrate_module.__file__).parent / "migrations"))
+    assert revisions() == sorted(r.revision for r in script.walk_revisions())
+    assert revisions()[-1] == script.get_current_head()
+
+
+def test_alembic_is_loaded_in_another_process(tmp_path: Path) -> None:
+    """It takes memory that a daemon would hold for all its life."""
+    program = f"""
+import sys
+from pathlib import Path
+from stokerd.store.migrate import migrate
+assert migrate(Path({str(tmp_path)!r}, "state.db"), Path({str(tmp_path)!r}, "backups")) is None
+print([m for m in ("alembic", "mako") if m in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"
+    assert migrate(tmp_path / "state.db", tmp_path / "backups") is not None
+
+
+def test_a_database_that_cant_be_written_is_said_to_be_so(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as db, db:
+        db.execute("CREATE TABLE alembic_version (version_num)")
+        db.execute("BEGIN IMMEDIATE")  # as another program might that holds the file
+        with pytest.raises(Unavailable, match="can't be written: database is locked") as refused:
+            migrate(tmp_path / "state.db", tmp_path / "backups")
+    assert refused.value.code == "database-unavailable"
+
+
+def test_an_upgrade_ends_with_its_daemon(tmp_path: Path) -> None:
+    """Else the next one would find it still at work."""
+    command = [sys.executable, "-m", "stokerd.store.upgrade", str(tmp_path / "state.db"), "1"]
+    assert subprocess.run(command, check=False).returncode == 1
+    assert not (tmp_path / "state.db").exists()
 
 
 def test_a_newer_schema_is_left_untouched(tmp_path: Path) -> None:
@@ -78,7 +117,7 @@ def test_a_database_of_every_earlier_schema_is_upgraded_and_says_what_it_said(tm
         query = Query(session)
         found = {kind: query.all(kind) for kind in tables.ROWS}  # each document is read by the type of today
         assert query.get(Deployment, "chat").spec.restart.limit == 3
-        replica = query.get(Replica, "chat-v1-0")
-        assert replica.launch_digest == launch_digest(query.get(Deployment, "chat").spec)  # it need not be started anew
+        digests = {replica.launch_digest for replica in query.all(Replica)}
+        assert digests == {launch_digest(query.get(Deployment, "chat").spec)}  # none need be started anew
     engine.dispose()
     assert {k.kind for k, resources in found.items() if resources} >= {"job", "run", "schedule", "deployment"}

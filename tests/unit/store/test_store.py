@@ -12,14 +12,14 @@ from sqlalchemy.exc import OperationalError
 from stoker.errors import NotFound, Unavailable
 from stoker.types.registry import Version
 from stoker.types.training import Dataset
-from stokerd.store.migrate import migrate
 from stokerd.store.store import Store, Transaction
 from tests.harness import DEADLINE
+from tests.unit.state import make_state_db
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    migrate(tmp_path / "state.db", tmp_path / "backups")
+    make_state_db(tmp_path)
     yield tmp_path / "state.db"
 
 

@@ -3,14 +3,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from stokerd.gateway.wire import Record
+from stokerd.gateway.wire import PairedAnswer, Record, ShadowPair
 from stokerd.telemetry.metrics import Metrics
 
+T = TypeVar("T")
 DAY = 86400.0
+MakeRecord = Callable[..., Record]
+MakePair = Callable[..., ShadowPair]
+OpenMetrics = Callable[..., Metrics]
+
+
+class Run(Protocol):
+    """Runs a coroutine to its end."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, T], /) -> T: ...
 
 
 def make_record(
@@ -47,13 +57,33 @@ def make_record(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         table_version=3,
+        max_gap_seconds=0.0625,
+        finish_reason="stop",
+        request_bytes=120,
+        response_bytes=4096,
+        caller="0123456789abcdef",
+        key="team",
+        queued_seconds=0.125,
+        trace="4bf92f3577b34da6a3ce929d0e0e4736",
     )
 
 
+def make_pair(seq: int = 1, time: float = 1000.0, *, rollout: str = "chat-2", text: str = "Héllo ✓") -> ShadowPair:
+    stable = PairedAnswer(1, 200, False, "stop", 0.25, 1.5, 3, text, False)
+    shadow = PairedAnswer(2, 0, True, "", None, 2.5, None, "", True)
+    return ShadowPair(seq, time, "chat", rollout, "/v1/completions", "0123456789abcdef", stable, shadow, f"Ñ {seq}?")
+
+
 @pytest.fixture(scope="session")
-def record() -> Callable[..., Record]:
+def record() -> MakeRecord:
     """Makes records."""
     return make_record
+
+
+@pytest.fixture(scope="session")
+def pair() -> MakePair:
+    """Makes pairs of answers."""
+    return make_pair
 
 
 @pytest.fixture
@@ -62,7 +92,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_metrics(path: Path) -> Iterator[Callable[..., Metrics]]:
+def open_metrics(path: Path) -> Iterator[OpenMetrics]:
     """Opens `path`; closed at the end of the test."""
     opened: list[Metrics] = []
 
@@ -78,12 +108,12 @@ def open_metrics(path: Path) -> Iterator[Callable[..., Metrics]]:
 
 
 @pytest.fixture
-def metrics(open_metrics: Callable[..., Metrics]) -> Metrics:
+def metrics(open_metrics: OpenMetrics) -> Metrics:
     return open_metrics()
 
 
 @pytest.fixture(scope="session")
-def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
-    """Runs a coroutine to its end, in one loop for all tests."""
+def run() -> Iterator[Run]:
+    """In one loop for all tests."""
     with asyncio.Runner() as runner:
         yield runner.run

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from stoker.errors import Invalid
 from stoker.types.host import Series
-from stokerd.telemetry.metrics import Sample
+from stokerd.telemetry import metrics as metrics_module
+from stokerd.telemetry.metrics import Metrics, Sample
 from stokerd.telemetry.series import bucket_width
+from tests.unit.telemetry.conftest import OpenMetrics, Run
 
 numbers = itertools.count()
 many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
@@ -20,7 +22,7 @@ def sample(time: float, value: float, name: str = "host.load_1m", **labels: str)
     return Sample(name, "percent", tuple(labels.items()), time, value)
 
 
-def test_what_was_written_is_read_with_its_unit_and_labels(run, metrics):
+def test_what_was_written_is_read_with_its_unit_and_labels(run: Run, metrics: Metrics) -> None:
     run(metrics.write_samples([sample(10.5, 1.25, "device.power_watts", uuid="GPU-0", index="0")]))
     found = run(metrics.series("device.power_watts", since=0, until=20, max_points=10))
     assert found == [
@@ -28,13 +30,41 @@ def test_what_was_written_is_read_with_its_unit_and_labels(run, metrics):
     ]
 
 
-def test_the_order_of_labels_makes_no_other_series(run, metrics):
+def test_what_is_kept_in_memory_is_read_too(run: Run, open_metrics: OpenMetrics) -> None:
+    metrics = open_metrics()
+    for time in range(5):
+        metrics.keep([sample(time, 1), sample(time, 2, "host.disk_free_bytes")])
+    found = run(metrics.series("host.*", since=0, until=20, max_points=10))
+    assert [len(s.points) for s in found] == [5, 5]
+    metrics.close()
+    found = run(open_metrics().series("host.*", since=0, until=20, max_points=10))
+    assert [len(s.points) for s in found] == [5, 5]
+
+
+def test_what_is_stored_is_read_while_no_more_can_be_and_the_newest_of_what_is_kept_later(
+    run: Run, open_metrics: OpenMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_module, "MOST_KEPT", 3)
+    run(open_metrics().write_samples([sample(1, 1)]))
+    full = open_metrics(reserve_bytes=1 << 62)
+    for time in range(2, 7):
+        full.keep([sample(time, time)])
+    (found,) = run(full.series("host.load_1m", since=0, until=20, max_points=10))
+    assert found.points == [(1, 1)]
+    assert full.dropped == 2
+    monkeypatch.setattr(full._database, "_reserve_bytes", 0)
+    run(full.flush())
+    (found,) = run(full.series("host.load_1m", since=0, until=20, max_points=10))
+    assert found.points == [(1, 1), (4, 4), (5, 5), (6, 6)]
+
+
+def test_the_order_of_labels_makes_no_other_series(run: Run, metrics: Metrics) -> None:
     run(metrics.write_samples([sample(1, 1, a="x", b="y"), sample(2, 2, b="y", a="x")]))
     (found,) = run(metrics.series("host.load_1m", since=0, until=9, max_points=9))
     assert found.points == [(1, 1), (2, 2)]
 
 
-def test_a_star_at_the_end_finds_names_that_begin_so_and_only_those(run, metrics):
+def test_a_star_at_the_end_finds_names_that_begin_so_and_only_those(run: Run, metrics: Metrics) -> None:
     names = ["host.a", "host.b", "Host.c", "hostile", "h*", "device.a"]
     run(metrics.write_samples([sample(1, 1, n) for n in names]))
 
@@ -48,34 +78,34 @@ def test_a_star_at_the_end_finds_names_that_begin_so_and_only_those(run, metrics
     assert found("h%") == found("host_a") == []
 
 
-def test_since_and_until_are_included_and_a_series_without_points_is_left_out(run, metrics):
+def test_since_and_until_are_included_and_a_series_without_points_is_left_out(run: Run, metrics: Metrics) -> None:
     run(metrics.write_samples([*(sample(t, t) for t in range(1, 6)), sample(99, 1, "host.late")]))
     found = run(metrics.series("host.*", since=2, until=4, max_points=9))
     assert [(s.name, s.points) for s in found] == [("host.load_1m", [(2, 2), (3, 3), (4, 4)])]
     assert run(metrics.series("host.*", since=4, until=2, max_points=9)) == []
 
 
-def test_any_time_may_be_asked_for(run, metrics):
+def test_any_time_may_be_asked_for(run: Run, metrics: Metrics) -> None:
     run(metrics.write_samples([sample(1, 1)]))
     (found,) = run(metrics.series("host.load_1m", since=-math.inf, until=math.inf, max_points=1))
     assert found.points == [(1, 1)]
 
 
-def test_a_value_that_is_no_number_is_dropped_and_the_others_stay(run, metrics):
+def test_a_value_that_is_no_number_is_dropped_and_the_others_stay(run: Run, metrics: Metrics) -> None:
     run(metrics.write_samples([sample(1, math.nan), sample(2, math.inf), sample(3, 3)]))
     run(metrics.write_samples([]))
     (found,) = run(metrics.series("host.load_1m", since=0, until=9, max_points=9))
     assert found.points == [(3, 3)]
 
 
-def test_a_second_value_of_the_same_moment_replaces_the_first(run, metrics):
+def test_a_second_value_of_the_same_moment_replaces_the_first(run: Run, metrics: Metrics) -> None:
     run(metrics.write_samples([sample(1, 1), sample(1, 2)]))
     run(metrics.write_samples([sample(1, 3)]))
     (found,) = run(metrics.series("host.load_1m", since=0, until=9, max_points=9))
     assert found.points == [(1, 3)]
 
 
-def test_no_points_can_not_be_asked_for(run, metrics):
+def test_no_points_can_not_be_asked_for(run: Run, metrics: Metrics) -> None:
     with pytest.raises(Invalid, match="max_points is 0"):
         run(metrics.series("host.load_1m", since=0, until=9, max_points=0))
 
@@ -85,7 +115,9 @@ points = st.dictionaries(st.integers(0, 10_000), st.integers(-1000, 1000), min_s
 
 @many
 @given(points=points, max_points=st.integers(1, 70))
-def test_a_drawing_has_at_most_max_points_and_keeps_every_sample_in_them(run, metrics, points, max_points):
+def test_a_drawing_has_at_most_max_points_and_keeps_every_sample_in_them(
+    run: Run, metrics: Metrics, points: dict[int, int], max_points: int
+) -> None:
     name = f"example-{next(numbers)}"
     run(metrics.write_samples([sample(t, v, name) for t, v in points.items()]))
     (found,) = run(metrics.series(name, since=0, until=10_000, max_points=max_points))
@@ -105,6 +137,6 @@ def test_a_drawing_has_at_most_max_points_and_keeps_every_sample_in_them(run, me
 
 
 @given(st.integers(0, 10**13), st.integers(0, 10**10), st.integers(1, 10_000))
-def test_buckets_of_the_width_given_are_never_too_many(first, span, max_points):
+def test_buckets_of_the_width_given_are_never_too_many(first: int, span: int, max_points: int) -> None:
     width = bucket_width(first, first + span, max_points)
     assert (first + span) // width - first // width + 1 <= max_points

@@ -8,7 +8,7 @@ import pytest
 
 from stoker.errors import InvalidSpec
 from stoker.types.training import JobSpec, Run
-from stokerd.processes.states import Bounds
+from stokerd.processes.states import Bounds, Command
 from stokerd.training.command import OOM_SCORE_ADJ, Places, check_command, command_of, newest_checkpoint
 
 
@@ -19,7 +19,7 @@ def job(*command: str, **fields: Any) -> JobSpec:
 PLACES = Places(Path("/r"), "/py", Path("/data"), Path("/base"), Path("/lib"))
 
 
-def command(spec: JobSpec, **params: Any) -> Any:
+def command(spec: JobSpec, **params: Any) -> Command:
     run = Run(name="j-1", job="j", number=1, spec=spec, params=spec.params | params, devices=["GPU-1"])
     return command_of(run, PLACES, {"PATH": "/bin"})
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from stoker.errors import Conflict, InvalidSpec
 from stoker.types.base import now
 from stoker.types.training import Run, Schedule, ScheduleSpec
-from stokerd.store.migrate import migrate
 from stokerd.store.store import Store
 from stokerd.training.schedules import MAX_MADE_UP, Schedules, due, resume_intervals, trigger_of
+from tests.unit.state import make_state_db
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -81,7 +81,7 @@ def test_when_the_clock_is_set_back_an_interval_goes_on_from_now_and_nothing_fir
         finally:
             store.close()
 
-    migrate(tmp_path / "state.db", tmp_path / "backups")
+    make_state_db(tmp_path)
     cron, interval = asyncio.run(work())
     assert cron == settled
     assert interval.last_fired_at is not None
@@ -95,7 +95,7 @@ class NoJobs:
         raise Conflict(f"job {job} makes no run for {key}.")
 
 
-def test_what_is_told_of_a_firing_settles_it_at_once(tmp_path: Path) -> None:
+def test_what_is_told_of_a_firing_and_that_it_is_settled_are_one_change(tmp_path: Path) -> None:
     """Else a daemon that is killed in between would tell of it twice."""
     moment = START + timedelta(minutes=1)
 
@@ -105,12 +105,15 @@ def test_what_is_told_of_a_firing_settles_it_at_once(tmp_path: Path) -> None:
         made = Schedule(name="s", spec=spec(interval=60), spec_set_at=START)
         try:
             await store.write(lambda tx: tx.save(made))
+            before = store.writes
             await schedules._run("s", moment)
+            writes = store.writes - before
             schedule, events = await store.read(lambda q: (q.get(Schedule, "s"), q.events(0)))
         finally:
             store.close()
+        assert writes == 1
         assert schedule.last_fired_at == moment
         assert [e.reason for e in events] == ["ScheduleFailed"]
 
-    migrate(tmp_path / "state.db", tmp_path / "backups")
+    make_state_db(tmp_path)
     asyncio.run(work())

@@ -76,7 +76,7 @@ class DeploymentScreen(StokerScreen):
     def _title(self, width: int, _: int) -> list[Line]:
         if self.deployment is None:
             return [line(f" {self.deployment_name}   ", ("the daemon no longer knows this deployment", "warn"))]
-        return words.title(self.deployment, self.view, width)
+        return words.title(self.deployment, self.clock, width)
 
     def _traffic(self, width: int, _: int) -> list[Line]:
         return words.traffic(self.deployment, self.view, width) if self.deployment is not None else []

@@ -1,4 +1,4 @@
-"""One rollout: its ladder, its arms side by side, its guards, its history; and the keys that steer it."""
+"""One rollout: whom it reaches, its ladder, guards, arms and history; and the keys that steer it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from textual.containers import VerticalScroll
 from stoker.types.events import Event
 from stoker.types.rollouts import FINAL_PHASES, Rollout
 from stoker_tui.actions import bindings
-from stoker_tui.screens.base import StokerScreen
+from stoker_tui.screens.base import WIDE, StokerScreen
 from stoker_tui.store import Store, Watch, owned
 from stoker_tui.text import Line, line
+from stoker_tui.views import arms, guards, steering
 from stoker_tui.views import rollout as words
 from stoker_tui.widgets.drawn import Drawn
 from stoker_tui.widgets.keys import Keys
 
-ENDING = ("promoting", "rolling-back")
-DONE = {
-    "promote": "is being promoted",
-    "abort": "is being taken back",
-    "pause": "is paused",
-    "resume": "goes on",
-}
+TALL = 40
+"""Rows from which on there's room for higher histograms, where two columns are."""
+STEERING = ("promote", "approve", "abort", "pause", "resume", "rollback")
 
 
 class RolloutScreen(StokerScreen):
@@ -50,10 +47,12 @@ class RolloutScreen(StokerScreen):
         yield Drawn(self._title, id="title")
         with VerticalScroll(id="columns", classes="body", can_focus=False):
             with VerticalScroll(id="left", can_focus=False):
+                yield Drawn(self._exposure, id="exposure")
                 yield Drawn(self._ladder, id="ladder")
-                yield Drawn(self._arms, id="arms")
-            with VerticalScroll(id="right", can_focus=False):
                 yield Drawn(self._guards, id="guards")
+                yield Drawn(self._contention, id="contention")
+            with VerticalScroll(id="right", can_focus=False):
+                yield Drawn(self._arms, id="arms")
                 yield Drawn(self._story, id="story")
         yield Keys()
 
@@ -70,7 +69,7 @@ class RolloutScreen(StokerScreen):
     def show(self) -> None:
         """Draw, and hide the keys that make no sense any more."""
         super().show()
-        self.refresh_bindings_if_changed(self.rollout.phase if self.rollout is not None else "")
+        self.refresh_bindings_if_changed(self._allowed())
 
     @work(exclusive=True, group="story")
     async def _read_story(self) -> None:
@@ -78,43 +77,61 @@ class RolloutScreen(StokerScreen):
             async for event in events:
                 self._events.append(event)
                 self.query_one("#story", Drawn).redraw()
+                self.query_one("#ladder", Drawn).redraw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Only what can be done in the present state."""
-        if action not in DONE:
+        if action not in STEERING:
             return True
-        phase = self.rollout.phase if self.rollout is not None else "promoted"
-        if phase in FINAL_PHASES or phase in ENDING:
-            return False
-        return {"pause": phase == "stepping", "resume": phase == "paused"}.get(action, True)
+        allowed = self._allowed()
+        # While it goes on, abort does the same: one key for one deed.
+        return action in allowed and not (action == "rollback" and "abort" in allowed)
+
+    def _allowed(self) -> tuple[str, ...]:
+        return steering.allowed(self.rollout, self.view) if self.rollout is not None else ()
 
     def _title(self, width: int, _: int) -> list[Line]:
         if self.rollout is None:
             return [line(f" {self.rollout_name}   ", ("the daemon no longer knows this rollout", "warn"))]
-        return words.title(self.rollout, self.clock, width)
+        return words.title(self.rollout, self.view, self.clock, width)
+
+    def _exposure(self, width: int, _: int) -> list[Line]:
+        return words.exposure(self.rollout, width) if self.rollout is not None else []
 
     def _ladder(self, width: int, _: int) -> list[Line]:
-        return words.ladder(self.rollout, self.clock, width) if self.rollout is not None else []
-
-    def _arms(self, width: int, _: int) -> list[Line]:
-        return words.arms(self.rollout, self.view, width) if self.rollout is not None else []
+        if self.rollout is None:
+            return []
+        return words.ladder(self.rollout, self.clock, width, words.came_to(self._events))
 
     def _guards(self, width: int, _: int) -> list[Line]:
-        return words.guards(self.rollout, width) if self.rollout is not None else []
+        return guards.guards(self.rollout, width, in_full=self._is_wide) if self.rollout is not None else []
+
+    def _contention(self, width: int, _: int) -> list[Line]:
+        return guards.contention(self.rollout, width, in_full=self._is_wide) if self.rollout is not None else []
+
+    def _arms(self, width: int, _: int) -> list[Line]:
+        if self.rollout is None:
+            return []
+        return arms.arms(self.rollout, self.view, width, tall=self._is_wide and self.size.height >= TALL)
 
     def _story(self, width: int, _: int) -> list[Line]:
         return words.story(self._events, self.clock, width)
 
+    @property
+    def _is_wide(self) -> bool:
+        return self.size.width >= WIDE
+
     @work(exclusive=True, group="act")
     async def _steer(self, verb: str) -> None:
         if self.rollout is not None:
-            name = self.rollout_name
+            name, said = self.rollout_name, "roll back" if verb == "rollback" else verb
+            step = steering.step_meant(self.rollout, verb)
             await self.ask_and_do(
-                f"{verb.capitalize()} {name}?",
-                words.consequence(self.rollout, verb),
-                verb,
-                lambda: self.store.steer(name, verb),
-                f"{name} {DONE[verb]}.",
+                f"{said.capitalize()} {name}?",
+                steering.consequence(self.rollout, verb, self.view, self.clock),
+                said,
+                lambda: self.store.steer(name, verb, step),
+                steering.done(self.rollout, verb),
             )
 
     def _scrolled(self) -> list[VerticalScroll]:
@@ -156,3 +173,11 @@ class RolloutScreen(StokerScreen):
     def action_resume(self) -> None:
         """Go on."""
         self._steer("resume")
+
+    def action_approve(self) -> None:
+        """Go on, where a step asks a person."""
+        self._steer("approve")
+
+    def action_rollback(self) -> None:
+        """Back to the old version, after promotion too."""
+        self._steer("rollback")

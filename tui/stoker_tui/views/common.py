@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from stoker.types.rollouts import Paused, Rollout, Stepping
+from stoker.types.rollouts import CanaryStep, Paused, Promoted, Rollout, Step, Stepping
 from stoker.types.serving import BackingOff, Replica
 from stoker.types.training import Run
 from stoker_tui.clock import Clock
@@ -40,7 +40,8 @@ def header(view: View, clock: Clock, width: int) -> list[Line]:
     host = view.host
     if host is not None:
         left.append((printable(host.hostname), "head"))
-        gateway = mark(host.gateway_phase)
+        is_partly_ready = host.gateway_phase == "ready" and bool(host.gateway_message)  # one of its workers is away
+        gateway = mark("degraded" if is_partly_ready else host.gateway_phase)
         wide: list[Span] = [
             ("  gateway ", "head muted"),
             (printable(host.gateway), "head"),
@@ -72,8 +73,12 @@ def step_words(rollout: Rollout) -> str:
     steps = rollout.spec.steps
     if not 0 <= at.step < len(steps):
         return f"step {at.step + 1}/{len(steps)}"
-    step = steps[at.step]
-    return f"step {at.step + 1}/{len(steps)} {step.type} {step.percent:g} %"
+    return f"step {at.step + 1}/{len(steps)} {step_name(steps[at.step])}"
+
+
+def step_name(step: Step) -> str:
+    """A step in as few words as a table has room for."""
+    return f"canary {step.percent:g} %" if isinstance(step, CanaryStep) else step.words
 
 
 def rollout_state(rollout: Rollout) -> Line:
@@ -81,9 +86,10 @@ def rollout_state(rollout: Rollout) -> Line:
     found = mark(rollout.phase)
     match rollout.state:
         case Stepping():
-            return ((f"{found.symbol} {step_words(rollout)}", found.role),)
+            return ((f"{found.symbol} {printable(step_words(rollout))}", found.role),)
         case Paused():
-            return ((f"{found.symbol} paused, {step_words(rollout)}", found.role),)
+            held = "as shadow, " if rollout.state.exposure == "shadow" else ""
+            return ((f"{found.symbol} paused, {held}{printable(step_words(rollout))}", found.role),)
         case _:
             return ((found.text, found.role),)
 
@@ -91,6 +97,16 @@ def rollout_state(rollout: Rollout) -> Line:
 def because(rollout: Rollout) -> str:
     """Why it is in the state it is in, if there's a reason."""
     return str(getattr(rollout.state, "because", ""))
+
+
+def warm_until(rollout: Rollout, view: View, clock: Clock) -> datetime | None:
+    """Until when the old version's replicas stand by, after promotion; None when they don't."""
+    if not isinstance(rollout.state, Promoted):
+        return None
+    until = rollout.state.warm_until
+    deployment = view.deployments.get(rollout.deployment)
+    is_gone = deployment is not None and (deployment.warm is None or deployment.warm.rollout != rollout.name)
+    return None if until is None or until <= clock.now() or is_gone else until
 
 
 def reached(resource: Rollout | Run | Replica) -> datetime:

@@ -13,7 +13,7 @@ from stoker_tui.words import NOTHING, errors, latency, mark, rate
 _ARM_WIDTHS = (18, 8, 10, 13, 18, 18, 18)
 
 
-def title(deployment: Deployment, view: View, width: int) -> list[Line]:
+def title(deployment: Deployment, clock: Clock, width: int) -> list[Line]:
     """What it serves and how it stands."""
     found = mark(deployment.phase)
     before = f" (before: v{deployment.previous_version})" if deployment.previous_version else ""
@@ -24,6 +24,10 @@ def title(deployment: Deployment, view: View, width: int) -> list[Line]:
         lines.extend(wrapped(line("   "), printable(deployment.message), width, role))
     if deployment.rollout:
         lines.append(line("   ", ("rollout ", "muted"), deployment.rollout, (" is going on (r opens it)", "muted")))
+    if deployment.warm is not None:
+        warm = deployment.warm
+        stands_by = f"v{warm.version} stands by, warm, till {clock.local(warm.until):%H:%M:%S}: "
+        lines.append(line("   ", (stands_by, "muted"), warm.rollout, (" can be rolled back at once", "muted")))
     return lines
 
 

@@ -13,7 +13,7 @@ from stoker_tui.clock import Clock
 from stoker_tui.model import Curves, View
 from stoker_tui.table import Column, Row, Table
 from stoker_tui.text import Line, line, printable
-from stoker_tui.views.common import because, elapsed, replica_message, rollout_state, state
+from stoker_tui.views.common import because, elapsed, replica_message, rollout_state, state, warm_until
 from stoker_tui.words import NOTHING, clock_time, errors, latency, mark, number, rate
 
 TREND = 12
@@ -110,7 +110,7 @@ def deployment_more(view: View, deployment: Deployment) -> str:
     return f"{served} requests in the last minute" if served else "no requests in the last minute"
 
 
-_BAD_PHASES = frozenset({"failed", "lost", "stalled", "unreachable", "rolled-back", "rolling-back"})
+_BAD_PHASES = frozenset({"failed", "lost", "stalled", "unreachable", "rolled-back", "rolling-back", "returning"})
 
 ROLLOUT_COLUMNS = (
     Column("ROLLOUTS", 12, flex=True),
@@ -127,13 +127,13 @@ def rollouts(view: View, clock: Clock) -> Table:
     found = sorted(view.rollouts.values(), key=lambda r: (r.phase in FINAL_PHASES, -r.created_at.timestamp()))
     return Table(
         ROLLOUT_COLUMNS,
-        [_rollout(r, clock) for r in found],
-        "no rollouts yet: `stoker apply -f rollout.yaml` starts one",
+        [_rollout(r, view, clock) for r in found],
+        "no rollouts yet: `stoker rollout start DEPLOYMENT --to VERSION` starts one",
     )
 
 
-def _rollout(rollout: Rollout, clock: Clock) -> Row:
-    more = rollout_more(rollout)
+def _rollout(rollout: Rollout, view: View, clock: Clock) -> Row:
+    more = rollout_more(rollout, view, clock)
     move = f"{rollout.deployment} v{rollout.from_version} → v{rollout.to_version}"
     return Row(
         rollout.name,
@@ -162,11 +162,14 @@ def guards_summary(rollout: Rollout) -> Line:
     return tuple(spans) or line((NOTHING, "muted"))
 
 
-def rollout_more(rollout: Rollout) -> str:
-    """Why it stands as it does: the reason of its end or pause, else what its worst guard says."""
+def rollout_more(rollout: Rollout, view: View, clock: Clock) -> str:
+    """Why it stands as it does: the reason of its end or pause, the way back, else what its worst guard says."""
     said = because(rollout)
     if said:
         return printable(said)
+    until = warm_until(rollout, view, clock)
+    if until is not None:
+        return f"v{rollout.from_version} stands by, warm, till {clock.local(until):%H:%M:%S}"
     for verdict in ("fail", "starved", "pass"):
         for reading in rollout.readings:
             if reading.verdict.verdict == verdict:

@@ -9,7 +9,7 @@ from textual import events
 from textual.binding import Binding
 from textual.screen import Screen
 
-from stoker_tui.text import Line, fit, width_of
+from stoker_tui.text import Line, cut, fit, width_of
 from stoker_tui.widgets.drawn import Drawn
 
 
@@ -35,15 +35,17 @@ class Keys(Drawn):
         right = self._piece(palette.binding) if palette is not None else ()
         self._places = []
         spans: list[tuple[str, str]] = [(" ", "")]
+        room = width - width_of(right) - 1
         for binding in shown.values():
             piece = self._piece(binding)
             start = width_of(tuple(spans))
+            if start + width_of(piece) > room - 1:
+                break  # half a word helps nobody; the help has them all
             self._places.append((start, start + width_of(piece), binding.key))
             spans.extend((*piece, ("  ", "")))
-        room = width - width_of(right) - 1
         if palette is not None:
             self._places.append((room, width, palette.binding.key))
-        return [(*fit(tuple(spans), max(0, room)), *right)]
+        return [(*fit(cut(tuple(spans), room), max(0, room)), *right)]
 
     def _piece(self, binding: Binding) -> Line:
         return ((self.app.get_key_display(binding), "key"), (f" {binding.description}", ""))

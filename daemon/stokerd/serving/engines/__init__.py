@@ -6,11 +6,11 @@ import hashlib
 import json
 
 from stoker.errors import InvalidSpec
-from stoker.types.serving import CommandEngine, DeploymentSpec, VllmEngine
+from stoker.types.serving import AdapterEngine, CommandEngine, DeploymentSpec, VllmEngine
 from stoker.types.supervision import Limits
 from stokerd.serving.engines.base import Engine
 from stokerd.serving.engines.command import KNOWN, CommandServer, unknown_placeholder
-from stokerd.serving.engines.vllm import Vllm, own_option
+from stokerd.serving.engines.vllm import Vllm, own_option, takes_sleep
 
 
 def engine_of(spec: DeploymentSpec, python: str) -> Engine:
@@ -20,6 +20,8 @@ def engine_of(spec: DeploymentSpec, python: str) -> Engine:
             return Vllm(spec.engine, python)
         case CommandEngine():
             return CommandServer(spec.engine)
+        case AdapterEngine():
+            raise AssertionError(f"{spec.name} is an adapter: it has no server of its own")
 
 
 def check_engine(spec: DeploymentSpec) -> None:
@@ -41,6 +43,18 @@ def check_engine(spec: DeploymentSpec) -> None:
                     f"deployment {spec.name}: engine.command: it isn't told where to listen.",
                     "Use {socket} or {port} in it.",
                 )
+        case AdapterEngine():
+            for field, default in (("replicas", 1), ("devices", 0), ("device_memory", None)):
+                if getattr(spec, field) != default:
+                    raise InvalidSpec(
+                        f"deployment {spec.name}: {field}: an adapter has no servers of its own.",
+                        f"Leave it out: it is on each server of {spec.engine.base}.",
+                    )
+
+
+def can_sleep(spec: DeploymentSpec) -> bool:
+    """Whether its servers can give the memory of their devices back and stay, so that they serve again in seconds."""
+    return isinstance(spec.engine, VllmEngine) and takes_sleep(spec.engine.args)
 
 
 def launch_digest(spec: DeploymentSpec) -> str:

@@ -43,6 +43,17 @@ class Probe:
     body: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class SleepPaths:
+    """Where a server is told to give its devices' memory back, or to take it again (POST), and where it says whether
+    it sleeps (GET: ``{"is_sleeping": true}``).
+    """
+
+    sleep: str
+    wake: str
+    is_sleeping: str
+
+
 class Engine(Protocol):
     """An adapter; made from the engine's part of a deployment's spec.
 
@@ -58,6 +69,11 @@ class Engine(Protocol):
     @property
     def metrics_path(self) -> str | None:
         """See above."""
+        ...
+
+    @property
+    def sleep_paths(self) -> SleepPaths | None:
+        """None where its servers can't sleep."""
         ...
 
     def command(self, launch: Launch) -> Command:

@@ -30,6 +30,11 @@ class CommandServer:
         """Nothing is known of its metrics."""
         return None
 
+    @property
+    def sleep_paths(self) -> None:
+        """Nothing is known of its sleep."""
+        return None
+
     def command(self, launch: Launch) -> Command:
         """Fill in the placeholders."""
         values = {

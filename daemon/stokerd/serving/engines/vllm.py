@@ -10,9 +10,14 @@ from collections.abc import Sequence
 
 from stoker.types.serving import VllmEngine
 from stokerd.processes.states import Command
-from stokerd.serving.engines.base import ENGINE_DRAIN_SECONDS, Launch, Probe, probe_body
+from stokerd.serving.engines.base import ENGINE_DRAIN_SECONDS, Launch, Probe, SleepPaths, probe_body
 
 SHUTDOWN_TIMEOUT = "--shutdown-timeout"
+ENABLE_LORA = "--enable-lora"
+ENABLE_SLEEP = "--enable-sleep-mode"
+SLEEP_PATHS = SleepPaths(sleep="/sleep?level=1", wake="/wake_up", is_sleeping="/is_sleeping")
+"""Level 1 keeps the weights in the host's memory. Level 2 drops them: to wake up, they would have to be read again by
+a call of arbitrary code (``/collective_rpc``), for about the time of a start. What is in flight is aborted."""
 _MEMORY_SHARE = "--gpu-memory-utilization"
 _OWN_OPTIONS = ("--model", "--served-model-name", "--uds", "--host", "--port")
 _FIND_SECONDS = 30.0
@@ -45,6 +50,11 @@ class Vllm:
         self._spec = spec
         self._python = spec.python or python
 
+    @property
+    def sleep_paths(self) -> SleepPaths | None:
+        """Where the spec has ``--enable-sleep-mode``."""
+        return SLEEP_PATHS if takes_sleep(self._spec.args) else None
+
     def command(self, launch: Launch) -> Command:
         """``python -m`` works for the vLLM of GPU hosts and for its CPU builds, whose `vllm` command does not."""
         env = dict(launch.inherited)
@@ -52,6 +62,12 @@ class Vllm:
         env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
         if launch.devices:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(launch.devices)
+        if self._says(ENABLE_LORA):  # adapters come and go at run time; only the daemon reaches the path for that
+            env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        if takes_sleep(self._spec.args):
+            # It opens calls of arbitrary code, too: for the daemon alone, as the server listens on its own socket in
+            # a folder of the daemon's user, and the gateway passes on no path but those of `surface`.
+            env["VLLM_SERVER_DEV_MODE"] = "1"
         env |= self._spec.env
         argv = [self._python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(launch.model)]
         argv += ["--served-model-name", launch.deployment, "--uds", str(launch.socket)]
@@ -66,8 +82,8 @@ class Vllm:
         return Command(argv=tuple(argv), cwd=folder, env=env, log=str(launch.log), bounds=launch.bounds)
 
     def _says(self, option: str) -> bool:
-        """Whether the spec gives *option* itself. vLLM takes ``_`` for ``-`` in options."""
-        return any(a.split("=", 1)[0].replace("_", "-") == option for a in self._spec.args)
+        """Whether the spec gives *option* itself."""
+        return _has(self._spec.args, option)
 
     def probes(self, deployment: str) -> Sequence[Probe]:
         """A one-token completion, or for embedding models an embedding."""
@@ -120,6 +136,21 @@ class Vllm:
             if logged := _LOGGED.match(line):
                 return logged[1]
         return next((line for line in reversed(plain) if line), "")
+
+
+def takes_sleep(args: Sequence[str]) -> bool:
+    """Whether a server with these *args* can be put to sleep."""
+    return _has(args, ENABLE_SLEEP)
+
+
+def takes_adapters(args: Sequence[str]) -> bool:
+    """Whether a server with these *args* can load LoRA adapters."""
+    return ENABLE_LORA in args
+
+
+def _has(args: Sequence[str], option: str) -> bool:
+    """vLLM takes ``_`` for ``-`` in options."""
+    return any(a.split("=", 1)[0].replace("_", "-") == option for a in args)
 
 
 def own_option(args: Sequence[str]) -> str | None:

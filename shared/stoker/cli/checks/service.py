@@ -41,7 +41,7 @@ def daemon(look: Look) -> Iterator[Finding]:
 def gateway(look: Look) -> Iterator[Finding]:
     """The door for OpenAI clients, or whether its port is free."""
     if look.host is not None:
-        if look.host.gateway_phase == "ready":
+        if look.host.gateway_phase == "ready" and not look.host.gateway_message:
             yield Finding("gateway", "ok", f"{look.host.gateway} takes requests.")
         else:
             message = (
