@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         """The answer is complete; with *keeps* the connection may serve the next request."""
         self.work = None
         self.request = None
+        self._next_in_turn()
         if keeps:
             if self._queue or self._refusal is not None or self._is_advancing:
                 self._advance()
@@ -232,6 +233,7 @@ class Connection(asyncio.Protocol):
         if self.work is not None:
             self.work.client_resumed()
         else:
+            self._next_in_turn()
             self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -261,12 +263,15 @@ class Connection(asyncio.Protocol):
                 break
         self._is_advancing = False
 
+    def _next_in_turn(self) -> None:
+        """What is still coming was sent ahead, and its time runs from now on: until now it could not be served."""
+        if self._incoming is not None:
+            self._incoming.started = monotonic()
+
     def _await_more(self) -> None:
         incoming, now = self._incoming, monotonic()
         if not self._transport.is_reading():
             self._transport.resume_reading()
-            if incoming is not None:
-                incoming.started = now  # until now it waited for its turn
         if incoming is None:
             self.deadline = now + self._limits.idle_seconds
             if self._server.is_draining:

@@ -267,6 +267,35 @@ def test_where_the_network_cuts_requests_changes_nothing(
     assert not is_closed
 
 
+@pytest.mark.parametrize("cut", [len(HIDDEN), None])
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_the_time_of_a_request_sent_ahead_runs_from_its_turn_on(
+    monkeypatch: pytest.MonkeyPatch, cut: int | None, is_slow: bool
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("stokerd.gateway.server.monotonic", lambda: now)
+    limits = Limits(header_seconds=10)
+    connection = Server(lambda *_: None, limits).connect()
+    transport = Memory()
+    connection.connection_made(transport)
+    ahead = f"{HIDDEN}GET /health HTTP/1.1\r\n".encode()
+    connection.data_received(ahead[:cut])
+    if cut is not None:
+        connection.data_received(ahead[cut:])
+    now += 60  # for the first answer
+    if is_slow:
+        connection.pause_writing()
+    connection.done(keeps=True)
+    if is_slow:
+        now += 60  # for the client to take it
+        connection.resume_writing()
+    assert transport.is_reading()
+    assert connection.deadline == now + 10
+    now += 9
+    connection.data_received(b"Host:")
+    assert connection.deadline == now + 1  # a drop at a time prolongs nothing
+
+
 LINES = [b"GET / HTTP/1.1", b"POST /a HTTP/1.1", b"Host: g", b"Content-Length: 3", b"Transfer-Encoding: chunked", b""]
 LINES += [b"3\r\nabc", b"0", b"Expect: 100-continue", b"Connection: upgrade\r\nUpgrade: h2c", b"Connection: close"]
 LINES += [b"CONNECT a:1 HTTP/1.1", b"X: " + b"y" * 50]
