@@ -154,14 +154,18 @@ def heard(client: httpx.Client, **fields: Any) -> str:
 
 def pid_of(daemon: Stokerd, prefix: str) -> int:
     """The pid of the one process that is alive under an id with *prefix*."""
+    (pid,) = pids_of(daemon, prefix)
+    return pid
+
+
+def pids_of(daemon: Stokerd, prefix: str) -> list[int]:
+    """The pids of those that are."""
     supervisor = Supervisor(daemon.home.processes)
     try:
         found = [supervisor.observe(p) for p in supervisor.ids() if p.startswith(prefix)]
     finally:
         supervisor.close()
-    (pid,) = [o.pid for o in found if isinstance(o, Alive)]
-    assert pid is not None
-    return pid
+    return [o.pid for o in found if isinstance(o, Alive) and o.pid is not None]
 
 
 def vllm_like(daemon: Stokerd) -> str:

@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
-from stokerd.gateway.wire import RECORD_FIELDS
+from stokerd.gateway.wire import BATCH, RECORD_FIELDS
 
-BATCH = 1_000
 GATHER_SECONDS = 0.1
 """How long a reader that waits is left waiting after the first row, so that it gets many at once."""
 HURRY_SECONDS = 0.02

@@ -19,6 +19,8 @@ from typing import Any
 
 WIRE_VERSION = 2
 """Raise it when a daemon can't speak to the gateway of an earlier one any more: then it starts another one."""
+BATCH = 1_000
+"""Most records that a reader gets at once: with fewer, it has all."""
 DEFAULT_QUEUE = 1024
 MAX_SOCKET_PATH = 107  # bytes; sun_path in Linux's sockaddr_un, less the closing NUL
 

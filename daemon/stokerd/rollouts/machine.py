@@ -67,11 +67,12 @@ class Facts:
 
     ``candidate_failed``, ``stable_failed`` (it was given up) and ``trip`` are sentences, None when all is well.
     ``step_requests``, ``step_callers`` and ``verdict`` are of the tested arm (candidate, or shadow in a shadow step)
-    since the state began. ``routed``: the gateway confirmed the `split` of the present state. ``seconds``: spent in the
-    present state, however the clock was set meanwhile. ``next_event``: the id that the event of a change of state will
-    get, 0 where it isn't known yet. ``stable_at_hand``: one of stable's replicas is ready, ``stable_ready``: all are.
-    ``is_swap``: only one of the versions can run at a time. ``stable_sleeps``:
-    meanwhile, the other one's servers are asleep, and not gone.
+    since the state began. ``unread``: there may be requests that they lack, measured while the daemon was away; nothing
+    passes before those were read. ``routed``: the gateway confirmed the `split` of the present state. ``seconds``:
+    spent in the present state, however the clock was set meanwhile. ``next_event``: the id that the event of a change
+    of state will get, 0 where it isn't known yet. ``stable_at_hand``: one of stable's replicas is ready,
+    ``stable_ready``: all are. ``is_swap``: only one of the versions can run at a time. ``stable_sleeps``: meanwhile,
+    the other one's servers are asleep, and not gone.
     """
 
     now: datetime
@@ -85,6 +86,7 @@ class Facts:
     step_callers: int = 0
     verdict: Verdict | None = None
     trip: str | None = None
+    unread: bool = False
     routed: bool = False
     is_swap: bool = False
     stable_sleeps: bool = False
@@ -129,7 +131,8 @@ def advance(spec: RolloutSpec, state: RolloutState, facts: Facts) -> RolloutStat
         case Promoting():
             if because:
                 return _roll_back(facts, because)
-            return _promoted(spec, facts) if facts.routed and facts.candidate_ready else None
+            may_end = facts.routed and facts.candidate_ready and not facts.unread
+            return _promoted(spec, facts) if may_end else None
         case Promoted(warm_until=warm_until):
             is_back_at_hand = warm_until is not None and (facts.stable_at_hand or facts.stable_sleeps)
             return _roll_back(facts, because) if because and is_back_at_hand else None
@@ -163,6 +166,8 @@ def _advance_step(spec: RolloutSpec, state: Stepping, facts: Facts) -> RolloutSt
     step, verdict, seconds = step_of(spec, state), facts.verdict, facts.seconds
     if isinstance(verdict, Fail):
         return _failed(spec, state, facts, verdict.reason)
+    if facts.unread:
+        return None
     match step:
         case PauseStep(duration=duration):
             return _next_step(spec, state.step, facts) if seconds >= duration else None

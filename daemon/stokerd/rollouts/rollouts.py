@@ -119,6 +119,7 @@ class Rollouts:
         evidence = self._evidence.setdefault(rollout.name, Evidence(rollout))
         seconds = self._count(rollout, rollout.state)
         verdict: Verdict | None = None
+        unread = self._gateway.is_unread  # asked before what was read is taken in
         try:
             await evidence.update(self._metrics, rollout, replicas)
             if isinstance(rollout.state, Stepping | Paused):
@@ -141,6 +142,7 @@ class Rollouts:
             step_callers=evidence.tested.callers,
             verdict=verdict,
             trip=evidence.trip(),
+            unread=unread,
             routed=self._is_routed(rollout, deployment, replicas),
             is_swap=rollout.is_swap,
             stable_sleeps=len(stables) < len(kept),

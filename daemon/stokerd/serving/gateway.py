@@ -166,7 +166,7 @@ class GatewayLink:
         return path if path is not None and (int(name) < len(self._workers) or path.exists()) else None
 
     def on_records(self, listener: Callable[[], None]) -> None:
-        """Call *listener* whenever new records were kept."""
+        """Call *listener* whenever new records were kept, and when a worker is no longer unread."""
         self._listeners.append(listener)
 
     @property
@@ -175,6 +175,11 @@ class GatewayLink:
         tables = [worker.acknowledged for worker in self._serving()]
         first = tables[0] if tables else None
         return first if all(table is first for table in tables) else None
+
+    @property
+    def is_unread(self) -> bool:
+        """A worker may have measured something before this daemon came, which has not been read yet."""
+        return not self._has_begun or any(worker.is_unread for worker in self._all)
 
     async def in_flight(self, address: str) -> int | None:
         """How many requests the replica at *address* has under way; None when a worker doesn't say."""
@@ -364,7 +369,7 @@ class GatewayLink:
         self._has_served = any(each.phase == "ready" for each in self._workers)
 
     def measured(self) -> None:
-        """New records were kept."""
+        """New records were kept, or it is known now that there were none."""
         for listener in self._listeners:
             listener()
 

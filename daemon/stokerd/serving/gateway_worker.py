@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import httpx
 
 from stokerd.backoff import backoff_seconds
-from stokerd.gateway.wire import WIRE_VERSION, RouteTable, parse_batch, parse_pairs
+from stokerd.gateway.wire import BATCH, WIRE_VERSION, RouteTable, parse_batch, parse_pairs
 from stokerd.processes.logs import tail_lines
 from stokerd.processes.states import Absent, Alive, Command, Exited, Lost, ending
 from stokerd.processes.supervisor import Supervisor
@@ -102,7 +102,7 @@ class Owner(Protocol):
         """Its phase or message is another; with a *reason*, that is an event."""
 
     def measured(self) -> None:
-        """New records were kept."""
+        """New records were kept, or it is known now that there were none."""
 
 
 class GatewayWorker:
@@ -138,6 +138,7 @@ class GatewayWorker:
         self._pushing = asyncio.Lock()
         self._state: dict[str, Any] = {}
         self._epoch = ""
+        self._read_epoch = ""
         self.told_at = self._refreshed_at = -_OLD_SECONDS
         """When it last said what it does (monotonic)."""
         self._before: Counter[str] = Counter()  # pieces that came to earlier lives of it
@@ -194,6 +195,11 @@ class GatewayWorker:
         """It has a process that may have taken requests: one that was just started waits for its table first."""
         waits = self._started_at is not None and time.monotonic() - self._started_at < AWAIT_TABLE_SECONDS
         return self.is_alive and not (waits and not self._epoch)
+
+    @property
+    def is_unread(self) -> bool:
+        """It may have measured something before this daemon came, which has not been read yet."""
+        return self.may_serve and not (self._epoch and self._epoch == self._read_epoch)
 
     @property
     def is_silent(self) -> bool:
@@ -334,7 +340,7 @@ class GatewayWorker:
         except httpx.HTTPError as error:
             if await self._answers():
                 self._heard()
-            if self.phase == "ready":
+            if self.phase == "ready" or self._started_at is None:  # one that was just started may take its time
                 await self._say("starting", f"it doesn't answer ({type(error).__name__}).")
             await self._end_if_it_hangs()
             return
@@ -426,12 +432,17 @@ class GatewayWorker:
         """
         if not (epoch := self._epoch):
             return None
-        data = await self._fetch("/records", epoch, await self._metrics.last_record(epoch), _WAIT_SECONDS)
+        wait = _WAIT_SECONDS if self._read_epoch == epoch else 0.0
+        data = await self._fetch("/records", epoch, await self._metrics.last_record(epoch), wait)
         if data is None:
             return _RETRY_SECONDS
         batch = parse_batch(data)
         if batch.epoch == epoch and batch.records:
             await self._metrics.write_records(epoch, batch.records)
+        was_unread = self._read_epoch != epoch
+        if batch.epoch == epoch and len(batch.records) < BATCH:
+            self._read_epoch = epoch
+        if batch.records or was_unread:
             self._owner.measured()
         if batch.epoch == epoch and batch.dropped > self._dropped:
             log.warning("%s had to drop %d records of requests", self.title, batch.dropped - self._dropped)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stokerd.gateway.records import BATCH, GATHER_SECONDS, HURRY_SECONDS, Records
-from stokerd.gateway.wire import RECORD_FIELDS, RecordBatch, parse_batch
+from stokerd.gateway.records import GATHER_SECONDS, HURRY_SECONDS, Records
+from stokerd.gateway.wire import BATCH, RECORD_FIELDS, RecordBatch, parse_batch
 from tests.fuzz.seams import World
 from tests.harness import DEADLINE
 

@@ -117,6 +117,10 @@ BACK = RollingBack(since=T0, because="it is slow")
         (FIRST, facts(verdict=PASS, candidate_failed="died"), RollingBack(since=NOW, because="died")),
         (FIRST, facts(60, verdict=PASS), Stepping(step=1, since=after(60))),
         (FIRST, facts(60, verdict=FAIL), RollingBack(since=after(60), because="it is slow")),
+        (FIRST, facts(60, verdict=PASS, unread=True), None),
+        (FIRST, facts(60, verdict=STARVED, unread=True), None),
+        (FIRST, facts(60, verdict=FAIL, unread=True), RollingBack(since=after(60), because="it is slow")),
+        (FIRST, facts(trip="5 failed", unread=True), RollingBack(since=NOW, because="5 failed")),
         (FIRST, facts(59.9, verdict=STARVED), None),
         (FIRST, facts(60, verdict=STARVED), Paused(step=0, since=after(60), because="starved: few", verdict="starved")),
         (
@@ -142,6 +146,7 @@ BACK = RollingBack(since=T0, because="it is slow")
         (Promoting(since=T0), facts(1e6, verdict=FAIL), None),
         (Promoting(since=T0), facts(routed=True, trip="5 failed"), RollingBack(since=NOW, because="5 failed")),
         (Promoting(since=T0), facts(routed=True), None),
+        (Promoting(since=T0), facts(routed=True, candidate_ready=True, unread=True), None),
         (
             Promoting(since=T0),
             facts(routed=True, candidate_ready=True),
