@@ -1,5 +1,6 @@
 # Stoker's commands; `make` alone lists them. Needs Python 3.11 to 3.13 with venv, git and make.
 #
+# WORKERS=4                        how many tests run side by side, 2 unless told (2 GB of memory for each)
 # PYTHON=python3.12                the Python that makes the environments
 # STOKER_ENGINE_VENV=FOLDER        an engine environment elsewhere, to share one between checkouts
 # STOKER_ENGINE=cpu|gpu            what the engine environment is for, where the host is not to decide it
@@ -55,11 +56,11 @@ check: venv ## lint, types, import rules, unit tests: what to run before each co
 .PHONY: test
 test: check engine fuzz-tools ## check, and the tests with real processes, a built wheel and a real vLLM
 	$(BIN)/pytest tests/tui tests/nvml tests/fuzz -n $(WORKERS)
-	$(BIN)/pytest tests/system
+	$(BIN)/pytest tests/system -n $(WORKERS) --dist loadgroup
 
 .PHONY: faults
 faults: venv engine ## real processes, killed, stopped, starved and cut off in every way (part of make test)
-	$(BIN)/pytest tests/system/faults
+	$(BIN)/pytest tests/system/faults -n $(WORKERS) --dist loadgroup
 
 .PHONY: fuzz
 fuzz: fuzz-tools ## the gateway's state machines by hypothesis, its seams by atheris, for FUZZ_SECONDS each

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -37,11 +39,23 @@ DEADLINE = 90.0
 """Seconds after which a wait has failed. Much, for a machine that is slow or busy: only a failure takes so long."""
 
 
+def _ports() -> Iterator[int]:
+    """Ports that the kernel gives to nobody who asks for any, in an order of this process: tests run side by side."""
+    rest = list(range(12_000, 32_000))
+    random.Random(os.getpid()).shuffle(rest)
+    return itertools.cycle(rest)
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A port of loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that is free now, and stays so while a daemon that had it is away."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(look: Callable[[], T | None], what: str, *, seconds: float = DEADLINE) -> T:

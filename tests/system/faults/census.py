@@ -61,8 +61,8 @@ def mentions(home: Path) -> dict[int, str]:
 def cgroups(home: Path) -> list[Path]:
     """The folders of cgroups that were made for *home*, in all hierarchies, innermost first."""
     base = f"{PREFIX}{name_of(home)}"
-    made = [b for b in CGROUPS.rglob(base) if b.is_dir()]
-    return sorted((d for b in made for d in (b, *b.rglob("*")) if d.is_dir()), reverse=True)
+    walked = (Path(folder) for folder, _, _ in os.walk(CGROUPS))  # which bears it that those of others come and go
+    return sorted((folder for folder in walked if base in folder.parts), reverse=True)
 
 
 def _identify(pid: int, home: Path) -> Found | None:

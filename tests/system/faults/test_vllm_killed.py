@@ -15,13 +15,9 @@ from tests.harness import wait_for
 from tests.system.faults import census
 from tests.system.faults.scene import Scene
 from tests.system.test_vllm import DEPLOYMENT
-from tests.system.tiny import ENGINE, REPOSITORY, START_SECONDS
+from tests.system.tiny import ENGINE, NEEDS_VLLM, REPOSITORY, START_SECONDS
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not ENGINE.exists(), reason=f"there is no {ENGINE}: `make engine` makes it"),
-]
+pytestmark = NEEDS_VLLM
 APART = DEPLOYMENT.replace('VLLM_ENABLE_V1_MULTIPROCESSING: "0"', 'VLLM_ENABLE_V1_MULTIPROCESSING: "1"')
 QUICK = "restart: {limit: 100, backoff: 0.1s, backoff_cap: 0.5s}\n"
 
