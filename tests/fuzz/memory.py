@@ -34,6 +34,9 @@ class Memory(asyncio.Transport):
     def abort(self) -> None:
         self._is_closing = self.is_aborted = True
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         assert not self._is_closing, "ended after close"
         self.has_ended = True

@@ -175,8 +175,10 @@ def test_draining_has_an_end(is_impatient: bool) -> None:
             if is_impatient:
                 wait_for(lambda: "draining" in gateway.log, "it drains")
                 gateway.process.terminate()
-            assert gateway.process.wait(DEADLINE) == 0
+            status, _, body = raw.answer()
+            assert (status, json.loads(body)["error"]["code"]) == (503, "gateway_restarting")
             assert raw.rest() == b""
+            assert gateway.process.wait(DEADLINE) == 0
             assert seen.cut.wait(DEADLINE)
 
 
@@ -319,6 +321,41 @@ def test_with_a_certificate_https_is_served_and_a_renewed_one_is_followed(tmp_pa
         wait_for(lambda: shown(gateway) == cert.read_text(), "the new one is shown")
         wait_for(lambda: gateway.state()["problem"] == "", "all is well again")
         assert gateway.stop() == 0
+
+
+@needs_openssl
+def test_with_a_certificate_deadlines_run_on_whatever_a_client_did(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "one")
+    trusting = ssl.create_default_context(cafile=str(cert))
+    options = ["--tls-certificate", str(cert), "--tls-key", str(key)]
+    limits = ("header_seconds=1", "first_byte_seconds=1", "linger_seconds=1", "sweep_seconds=0.05")
+    with GatewayProcess(*limits, more=options) as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        for begins, status in (("GET /health HTTP/1.1\r\nHost:", 408), ("GET /health HTTP/9\r\n\r\n", 400)):
+            with gateway.raw(trusting) as raw:
+                raw.send(begins.encode())
+                assert raw.answer()[0] == status
+                wait_for(lambda: gateway.state()["connections"] == 0, "it is closed, though the client stays")
+        with gateway.client(verify=trusting) as client:
+            assert client.post(CHAT, json=chat(wait="answer")).status_code == 504
+        assert "Traceback" not in gateway.log
+
+
+@needs_openssl
+def test_with_a_certificate_a_slow_client_gets_the_whole_of_a_last_answer(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "one")
+    trusting = ssl.create_default_context(cafile=str(cert))
+    options = ["--tls-certificate", str(cert), "--tls-key", str(key)]
+    size = 1 << 20
+    with GatewayProcess("linger_seconds=0.05", "sweep_seconds=0.02", more=options) as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        with gateway.raw(trusting, receive_bytes=4096) as raw:
+            raw.post(chat(size=size), "Connection: close")
+            record = gateway.one()  # all was handed to its connection, which may not take it yet
+            wait_for(lambda: gateway.state()["connections"], "it is there")
+            gateway.state()
+            assert len(raw.answer()[2]) > size
+        assert record.status == 200
 
 
 @needs_openssl

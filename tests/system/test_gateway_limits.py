@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 import psutil
+import pytest
 
 from tests.harness import DEADLINE, wait_for
 from tests.system.upstream import GatewayProcess, Replica, arm, chat
@@ -133,6 +134,32 @@ def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
         raw.send(b"Host: g\r\n\r\n")  # within header_seconds
         assert raw.answer()[0] == 200
         assert raw.rest() == b""
+
+
+@pytest.mark.parametrize("ahead", ["\r\n", "GET /health HTTP/1.1\r\nHost: g\r\n\r\n", "GET /he"])
+def test_a_client_that_sent_something_ahead_is_seen_to_leave(ahead: str) -> None:
+    with GatewayProcess() as gateway, Replica() as replica:
+        gateway.route(arm("stable", 100, replica))
+        with gateway.raw() as raw:
+            raw.post(chat(wait="answer"))
+            seen = replica.last()
+            raw.send(ahead.encode())
+            gateway.state()  # by now it was read
+        assert seen.cut.wait(DEADLINE)
+        assert gateway.one().client_gone
+
+
+def test_a_gateway_that_may_open_no_more_files_does_not_blame_the_replica() -> None:
+    with GatewayProcess("eject_seconds=600") as gateway, Replica() as replica, gateway.client() as client:
+        gateway.route(arm("stable", 100, replica))
+        assert client.get("/health").status_code == 200
+        process = psutil.Process(gateway.process.pid)
+        limits = process.rlimit(psutil.RLIMIT_NOFILE)
+        process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), limits[1]))
+        refused = client.post(CHAT, json=chat())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_overloaded")
+        process.rlimit(psutil.RLIMIT_NOFILE, limits)
+        assert client.post(CHAT, json=chat()).status_code == 200
 
 
 def test_a_client_that_never_reads_is_cut_off() -> None:

@@ -421,9 +421,14 @@ class GatewayProcess:
         return httpx.Client(base_url=self.url, timeout=DEADLINE, trust_env=False, **options)
 
     @contextlib.contextmanager
-    def raw(self) -> Iterator[Raw]:
-        """A bare TCP connection to the front."""
-        raw = Raw(socket.create_connection(self.place, timeout=DEADLINE))
+    def raw(self, trusting: ssl.SSLContext | None = None, *, receive_bytes: int = 0) -> Iterator[Raw]:
+        """A bare TCP connection to the front, under TLS if it is *trusting*; its window may be small."""
+        sock = socket.socket()
+        sock.settimeout(DEADLINE)
+        if receive_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        sock.connect(self.place)
+        raw = Raw(sock if trusting is None else trusting.wrap_socket(sock, server_hostname=self.place[0]))
         try:
             yield raw
         finally:

@@ -26,6 +26,7 @@ class ClientExchange(Exchange):
     """The exchange whose answer a client gets."""
 
     __slots__ = (
+        "_busy_until",
         "_client",
         "_has_head",
         "_held_until",
@@ -34,6 +35,7 @@ class ClientExchange(Exchange):
         "_line",
         "_paused_at",
         "_queued_at",
+        "_waiting_since",
         "is_held",
     )
 
@@ -50,6 +52,8 @@ class ClientExchange(Exchange):
         self._keeps = False
         self._paused_at = 0.0
         self._queued_at = 0.0
+        self._waiting_since = 0.0
+        self._busy_until = 0.0
         self._held_until = 0.0
         self._line: ArmPlan | None = None
 
@@ -61,7 +65,9 @@ class ClientExchange(Exchange):
         return key.id if key is not None else self._call.caller
 
     def _all_busy(self, now: float) -> None:
-        self._wait(now, now + self._gateway.limits.first_byte_seconds)
+        if not self._busy_until:
+            self._busy_until = now + self._gateway.limits.first_byte_seconds
+        self._wait(now, self._busy_until)
 
     def _none_there(self, now: float) -> None:
         hold = self._plan.hold_seconds
@@ -77,6 +83,8 @@ class ClientExchange(Exchange):
 
     def _wait(self, now: float, until: float) -> None:
         self._queued_at = now
+        if not self._waiting_since:
+            self._waiting_since = now
         self.deadline = until
         self._line = self._arm
         leaving = self._gateway.enqueue(self._plan, self._arm, self._who, self)
@@ -94,8 +102,8 @@ class ClientExchange(Exchange):
 
     @property
     def waiting_since(self) -> float:
-        """When it began to wait (monotonic)."""
-        return self._queued_at
+        """When it began to wait for the first time (monotonic)."""
+        return self._waiting_since
 
     def _stop_waiting(self) -> None:
         line, self._line = self._line, None
@@ -134,7 +142,7 @@ class ClientExchange(Exchange):
         if self._line is None:
             super().expire()
             return
-        is_held, seconds = self.is_held, monotonic() - self._queued_at
+        is_held, seconds = self.is_held, monotonic() - self._waiting_since
         self._stop_waiting()
         if is_held:
             self._fail(503, "no_healthy_replica", f"No replica of {self._plan.deployment} came in {seconds:.0f} s.")
@@ -198,6 +206,11 @@ class ClientExchange(Exchange):
             client.abort()
 
     # The client's side.
+
+    def break_off(self) -> None:
+        """Tell the client."""
+        self._stop_waiting()
+        super().break_off()
 
     def client_gone(self) -> None:
         """Let the replica know at once; the arm is not to blame."""

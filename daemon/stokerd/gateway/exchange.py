@@ -8,6 +8,7 @@ request that finds no replica, is up to `client_exchange` and `shadow_exchange`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from time import monotonic
@@ -189,7 +190,11 @@ class Exchange:
         try:
             upstream = await pool.connect(replica.address)
         except OSError as error:
-            if not self._is_over:
+            if self._is_over:
+                return
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the replica's
+                self._fail(503, "gateway_overloaded", "The gateway has as many connections as it may have open.")
+            else:
                 self._lost(replica, f"it can't be reached: {error.strerror or type(error).__name__}", self._is_stale)
             return
         except Exception:  # a bug of ours must not leave a client waiting
@@ -304,6 +309,12 @@ class Exchange:
         self._drop()
         self._erred()
         self._fail(504, "upstream_timeout", f"The replica {self._served_by} did not answer in time.")
+
+    def break_off(self) -> None:
+        """The gateway ends, and can wait for it no longer."""
+        self.deadline = 0.0
+        self._drop()
+        self._fail(503, "gateway_restarting", "The gateway restarts, and could not wait for this answer. Ask again.")
 
     def _drop(self) -> None:
         upstream, self._upstream = self._upstream, None

@@ -41,6 +41,9 @@ class Expiring(Protocol):
     def expire(self) -> None:
         """The deadline has passed."""
 
+    def break_off(self) -> None:
+        """Nobody can wait for it any longer: the gateway ends."""
+
     def waits(self) -> tuple[str, float] | None:
         """The replica whose next byte it waits for, and since when (monotonic); None: it waits for its client."""
 
@@ -85,7 +88,8 @@ class Gateway:
         self.table = Table(table, self.pool.replica)
         self.adopted_at = int(time.time())
         self.pool.know(self.table.addresses())
-        self.callers.keep_only({plan.salt for plan in self.table.plans})
+        if table.version:  # none is no reason to forget anybody: the daemon sends the next one
+            self.callers.keep_only({plan.salt for plan in self.table.plans})
 
     @property
     def problem(self) -> str:
@@ -112,16 +116,23 @@ class Gateway:
             asyncio.get_running_loop().call_soon(self._serve)
 
     def _serve(self) -> None:
+        """Let those go on for whom there is room. Arms and deployments may share a replica: the one goes first whose
+        next request has waited longest, so that none of them waits for the others.
+        """
         self._is_serving = False
         now = monotonic()
-        for plan in list(self.crowded):
-            for arm in plan.arms:
-                for _ in range(len(arm.waiting)):
-                    if balance.choose(arm.replicas, now, 0, slack=0, bound=plan.in_flight) is None:
-                        break
-                    arm.waiting.take().resume()
-            if not plan.waiting():
-                self.crowded.discard(plan)
+        lines = [(plan, arm) for plan in self.crowded for arm in plan.arms if arm.waiting]
+        for _ in range(sum(len(arm.waiting) for _, arm in lines)):
+            lines = [
+                (plan, arm)
+                for plan, arm in lines
+                if arm.waiting and balance.choose(arm.replicas, now, 0, slack=0, bound=plan.in_flight) is not None
+            ]
+            if not lines:
+                break
+            _, arm = min(lines, key=lambda line: line[1].waiting.first().waiting_since)
+            arm.waiting.take().resume()
+        self.crowded = {plan for plan in self.crowded if plan.waiting()}
 
     def replica_away(self) -> None:
         """Arms may have lost their last replica: what waits there goes elsewhere, or is held for a bounded time."""
@@ -153,10 +164,16 @@ class Gateway:
             loop = task.get_loop()
             loop.call_exception_handler({"message": "a task of the gateway failed", "exception": error, "task": task})
 
+    def break_off(self) -> None:
+        """End all requests: the process ends, and can wait for them no longer."""
+        for exchange in list(self.exchanges):
+            exchange.break_off()
+
     def sweep(self, now: float) -> None:
         """Let overdue exchanges expire, and old idle connections go."""
         for exchange in [e for e in self.exchanges if 0.0 < e.deadline < now]:
-            exchange.expire()
+            if 0.0 < exchange.deadline < now:  # still: what expired before it may have changed that
+                exchange.expire()
         self.pool.sweep(now)
         self.look_again()
 

@@ -1,10 +1,10 @@
 """The client leg: HTTP/1.1 connections, parsed by httptools, with the limits that keep them in bounds.
 
 Both the front and the control socket use it. A connection serves one request at a time: what a client sends ahead
-(pipelining) waits, and reading stops until its turn comes. httptools' llhttp refuses by itself: both lengths at once,
-lengths that are doubled, signed, listed or too large, unknown transfer codings, folded headers, bare LF, CR or NUL,
-blanks before a colon, and data after ``Connection: close``. What it lets pass and isn't served is refused by
-`request.check_head`.
+(pipelining) waits, and past some of it reading stops until its turn comes. httptools' llhttp refuses by itself: both
+lengths at once, lengths that are doubled, signed, listed or too large, unknown transfer codings, folded headers, bare
+LF, CR or NUL, blanks before a colon, and data after ``Connection: close``. What it lets pass and isn't served is
+refused by `request.check_head`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Connection(asyncio.Protocol):
         self._now = 0.0
         self._is_closing = False
         self._is_advancing = False
+        self._ahead = 0  # bytes that came while a request was being answered
         self.request: Request | None = None
         """The request that is being answered."""
         self.work: Work | None = None
@@ -108,11 +109,14 @@ class Connection(asyncio.Protocol):
         """The connection may be used again after the present answer."""
         return self.request is not None and self.request.keeps and not self._server.is_draining
 
-    def close(self) -> None:
-        """Close when everything is sent, or when the client doesn't take it in time."""
+    def close(self, *, was_idle: bool = False) -> None:
+        """Close when everything is sent, or when the client doesn't take it in time.
+
+        With TLS it lasts until the client closes, too, which one that *was_idle* may never do.
+        """
         if not self._is_closing:
             self._is_closing = True
-            self.deadline = monotonic() + self._limits.stall_seconds
+            self.deadline = monotonic() + (self._limits.linger_seconds if was_idle else self._limits.stall_seconds)
             self._outbox.flush()
             self._transport.close()
 
@@ -137,7 +141,7 @@ class Connection(asyncio.Protocol):
             self._refuse(408, "request_timeout", "The request did not come in time.")
             self._advance()
         else:
-            self.close()
+            self.close(was_idle=True)
 
     # The transport's side.
 
@@ -186,7 +190,10 @@ class Connection(asyncio.Protocol):
             self._advance()
             if not self._queue or self._is_closing:
                 return
-        self._transport.pause_reading()  # sent ahead: its turn comes
+        # Sent ahead: its turn comes. Of much, the rest waits outside; of less one reads on, to see the client leave.
+        self._ahead += len(data)
+        if self._ahead > self._limits.ahead_bytes:
+            self._transport.pause_reading()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -270,6 +277,7 @@ class Connection(asyncio.Protocol):
 
     def _await_more(self) -> None:
         incoming, now = self._incoming, monotonic()
+        self._ahead = 0
         if not self._transport.is_reading():
             self._transport.resume_reading()
         if incoming is None:
@@ -298,8 +306,11 @@ class Connection(asyncio.Protocol):
         self.deadline = monotonic() + self._limits.linger_seconds
         if not self._transport.is_closing():
             self._outbox.flush()
-            self._transport.write_eof()
-            self._transport.resume_reading()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+                self._transport.resume_reading()
+            else:  # TLS, which reads on until the client closes, too
+                self._transport.close()
 
     # The parser's side.
 
@@ -405,13 +416,14 @@ class Server:
     def sweep(self, now: float) -> None:
         """Let what is overdue expire."""
         for connection in [c for c in self.connections if 0.0 < c.deadline < now]:
-            connection.expire()
+            if 0.0 < connection.deadline < now:  # still: what expired before it may have changed that
+                connection.expire()
 
     def drain(self) -> None:
         """Close what is idle now, and the others after their present answers."""
         self.is_draining = True
         for connection in [c for c in self.connections if c.is_idle]:
-            connection.close()
+            connection.close(was_idle=True)
 
     def abort(self) -> None:
         """Close everything at once."""

@@ -47,6 +47,10 @@ class ShadowExchange(Exchange):
         self._finish(monotonic(), is_error=True)
         self._gateway.shadows.discard(self)
 
+    def break_off(self) -> None:
+        """Nobody waits for it."""
+        self.abandon()
+
     def abandon(self) -> None:
         """End it without a record: something more important needs its place, or the gateway ends."""
         self._is_over = True

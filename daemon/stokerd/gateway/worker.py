@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import secrets
 import signal
 from collections.abc import Coroutine
@@ -23,6 +24,7 @@ from stokerd.gateway.sockets import LOOPBACK, Claim, place_of
 from stokerd.gateway.tls import Certificate
 from stokerd.gateway.wire import RouteTable
 
+log = logging.getLogger(__name__)
 LINGER_SECONDS = 10.0
 """After another worker has taken over, idle clients may send one request more on their connection for so long."""
 HANDSHAKE_SECONDS = 1.0  # the least of that where connections may still be shaking hands
@@ -143,7 +145,7 @@ class Worker:
                     backlog=sockets.BACKLOG,
                     ssl=context,
                     ssl_handshake_timeout=options.limits.header_seconds if context else None,
-                    ssl_shutdown_timeout=options.limits.linger_seconds if context else None,
+                    ssl_shutdown_timeout=options.limits.stall_seconds if context else None,
                 )
             )
         for taken in places.taken:
@@ -179,6 +181,9 @@ class Worker:
         self._front.abandon_shadows()
         self._clients.drain()
         await self._is_asked_to_end(limits.drain_seconds, self._are_gone())
+        if self._gateway.exchanges:
+            self._gateway.break_off()
+            await self._is_asked_to_end(limits.linger_seconds, self._are_gone())
         await self._control.hand_in(HAND_IN_SECONDS)
 
     async def _are_gone(self, at_least_seconds: float = 0.0) -> None:
@@ -212,4 +217,7 @@ async def _sweep(swept: list[Swept], every_seconds: float) -> None:
         await asyncio.sleep(every_seconds)
         now = monotonic()
         for part in swept:
-            part.sweep(now)
+            try:
+                part.sweep(now)
+            except Exception:  # a bug of ours must not take their deadlines from all others
+                log.exception("a sweep failed")

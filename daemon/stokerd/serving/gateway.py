@@ -45,8 +45,8 @@ from stokerd.telemetry.metrics import Metrics
 __all__ = ["PROCESS_PREFIX", "GatewayLink", "Traffic"]
 
 _PUSH_SECONDS = 0.5  # the most that one waits for workers that don't answer; the others have it in milliseconds
-_GRACE_SECONDS = 35.0  # a worker finishes what is in flight first
-_LEAVE_SECONDS = 45.0  # for one that was taken over from: it lets connections go by and by, then drains
+_GRACE_SECONDS = 3600.0  # a worker finishes what is in flight first; others serve meanwhile
+_LEAVE_SECONDS = 45.0  # for one that was taken over from: it lets connections go by and by
 _WATCH_SECONDS = 1.0
 _HURRY_SECONDS = 0.1
 
@@ -178,7 +178,7 @@ class GatewayLink:
 
     @property
     def is_unread(self) -> bool:
-        """A worker may have measured something before this daemon came, which has not been read yet."""
+        """A worker may have measured something that could not be read yet."""
         return not self._has_begun or any(worker.is_unread for worker in self._all)
 
     async def in_flight(self, address: str) -> int | None:
@@ -306,7 +306,8 @@ class GatewayLink:
         if since is None:
             return False
         is_left_out = worker is not None and bool(worker.listen) and worker.told_at > since
-        return is_left_out or time.monotonic() - since > _LEAVE_SECONDS
+        is_busy = worker is not None and worker.is_busy
+        return is_left_out or (time.monotonic() - since > _LEAVE_SECONDS and not is_busy)
 
     def _bury(self, process: str) -> None:
         """Nothing is left of it."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import httpx
 
+from stoker.errors import Unavailable
 from stokerd.backoff import backoff_seconds
 from stokerd.gateway.wire import BATCH, WIRE_VERSION, RouteTable, parse_batch, parse_pairs
 from stokerd.processes.logs import tail_lines
@@ -198,7 +199,7 @@ class GatewayWorker:
 
     @property
     def is_unread(self) -> bool:
-        """It may have measured something before this daemon came, which has not been read yet."""
+        """It may have measured something that is not kept yet: this daemon just came, or its disk is full."""
         return self.may_serve and not (self._epoch and self._epoch == self._read_epoch)
 
     @property
@@ -210,6 +211,11 @@ class GatewayWorker:
     def listen(self) -> str:
         """Where it takes clients, as it said; empty: nowhere."""
         return str(self._state.get("listen", ""))
+
+    @property
+    def is_busy(self) -> bool:
+        """It has clients, as it said lately."""
+        return time.monotonic() - self.told_at <= _OLD_SECONDS and bool(self._state.get("connections"))
 
     @property
     def problem(self) -> str:
@@ -438,7 +444,11 @@ class GatewayWorker:
             return _RETRY_SECONDS
         batch = parse_batch(data)
         if batch.epoch == epoch and batch.records:
-            await self._metrics.write_records(epoch, batch.records)
+            try:
+                await self._metrics.write_records(epoch, batch.records)
+            except Unavailable:
+                self._read_epoch = ""
+                raise
         was_unread = self._read_epoch != epoch
         if batch.epoch == epoch and len(batch.records) < BATCH:
             self._read_epoch = epoch

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import tempfile
@@ -10,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stokerd.gateway.callers import Callers
+from stokerd.gateway.gateway import Gateway
+from stokerd.gateway.limits import Limits
+from stokerd.gateway.wire import RouteTable
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), max_size=60), st.integers(0, 8))
@@ -97,3 +101,19 @@ def test_when_it_cannot_be_noted_nobody_new_is_exposed(tmp_path: Path) -> None:
     assert not callers.admit(b"r", b"a", 3)
     assert "new ones stay with stable" in callers.problem
     assert Callers(None).admit(b"r", b"a", 3)
+
+
+async def _begin(folder: Path, version: int) -> None:
+    await Gateway("e", RouteTable(version), Limits(), folder).close()
+
+
+def test_callers_are_not_forgotten_for_want_of_a_table(tmp_path: Path) -> None:
+    callers = Callers(tmp_path)
+    assert callers.admit(b"r", b"ada", 1)
+    callers.close()
+    (noted,) = tmp_path.glob("callers-*")
+    os.utime(noted, (0, 0))
+    asyncio.run(_begin(tmp_path, 0))
+    assert noted.exists(), "a worker that could not read its table waits for the daemon's"
+    asyncio.run(_begin(tmp_path, 1))
+    assert not noted.exists(), "a table that doesn't name the rollout does end it"

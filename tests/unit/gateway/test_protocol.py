@@ -231,6 +231,9 @@ class Memory(asyncio.Transport):
 
     abort = close
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         self._is_closing = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from stokerd.gateway.wire import Route
+from stokerd.gateway.wire import Route, Target
 from tests.harness import DEADLINE, wait_for
 from tests.system.upstream import GatewayProcess, Raw, Replica, arm, chat
 
@@ -59,6 +60,43 @@ def test_turns_go_round_among_keys_however_much_each_asks(gateway: GatewayProces
         replica.permit(6)
         assert [client.answer()[0] for client in clients] == [200] * 6
         assert served(replica) == ["greedy", "greedy", "modest", "other", "greedy", "greedy"]
+
+
+def test_arms_that_share_a_replica_have_turns_by_how_long_they_have_waited(
+    gateway: GatewayProcess, replica: Replica
+) -> None:
+    arms = arm("stable", 100, replica), arm("candidate", 0, replica, version=2)
+    to_candidate = Target(arm="candidate", header="x-team", value="ml")
+    with ExitStack() as stack:
+        gateway.put(Route("m", "s", arms, in_flight=1, targets=(to_candidate,)))
+        clients = [ask(stack, gateway, "first", wait="answer")]
+        replica.last()
+        for who in ("stable-1", "candidate-1", "stable-2", "candidate-2"):
+            raw = stack.enter_context(gateway.raw())
+            raw.post({**chat(wait="answer"), "name": who}, *(["X-Team: ml"] if "candidate" in who else []))
+            clients.append(raw)
+            wait_for(lambda: gateway.state()["connections"] == len(clients), "it waits")
+            gateway.state()  # by now it was heard
+        replica.permit(5)
+        assert [client.answer()[0] for client in clients] == [200] * 5
+        assert served(replica) == ["first", "stable-1", "candidate-1", "stable-2", "candidate-2"]
+
+
+def test_a_wait_has_an_end_however_often_the_table_changes() -> None:
+    with GatewayProcess("first_byte_seconds=1", "sweep_seconds=0.05") as gateway, Replica(1) as replica:
+        gateway.put(route(replica, in_flight=1))
+        with ExitStack() as stack:
+            streaming = ask(stack, gateway, stream=True, chunks=2, wait="chunk")
+            assert streaming.head()[0] == 200
+            waiting = ask(stack, gateway)
+
+            def has_come() -> bool:
+                gateway.put(route(replica, in_flight=1))
+                return bool(select.select([waiting.sock], [], [], 0)[0])
+
+            wait_for(has_come, "it is told that all were busy")
+            assert waiting.answer()[0] == 503
+            replica.permit(2)
 
 
 def test_past_the_queue_clients_are_told_to_come_again(gateway: GatewayProcess) -> None:
