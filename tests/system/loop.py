@@ -60,8 +60,8 @@ def serve(daemon: Stokerd, replicas: int = 1) -> Deployment:
 
 
 def asking() -> dict[str, Any]:
-    """A question that nobody asked before: callers without a name are told apart by what they ask."""
-    return {"messages": [{"role": "user", "content": f"Hi {secrets.token_hex(4)}"}]}
+    """A question that nobody asked before: who has no name is told by what is asked, and how long it is."""
+    return {"messages": [{"role": "user", "content": f"Hi {secrets.token_hex(4)}{'!' * secrets.randbelow(40)}"}]}
 
 
 def say(client: httpx.Client, **fields: Any) -> str:

@@ -6,9 +6,10 @@ exits with that answer's number. ``hold``: a stream's words after the first wait
 file is there, no GET is answered, and each leaves a byte in it. ``stuck``: while that file is there, no inference
 goes on, and no step is counted. ``stuck_after``: the same from that answer on, for good. ``waits_for``: no inference
 goes on before that file is there. ``sick``: while that file is there, chats get 500. ``fails_user``: chats of that
-``user`` get 500. ``fails_every``: one chat in so many gets 500. ``slow_over``: [characters of the last message,
-seconds]: longer ones take so long. ``garbage``: it says other nonsense each time. ``last_words``: says that and exits
-with 3, at once. Readiness asks /v1/completions, which works else.
+``user`` get 500. ``fails_word``: chats whose last message has that word get 500. ``fails_every``: one chat in so many
+gets 500. ``slow_over``: [characters of the last message, seconds]: longer ones take so long. ``garbage``: it says other
+nonsense each time. ``last_words``: says that and exits with 3, at once. Readiness asks /v1/completions, which works
+else.
 
 usage: model_server.py SOCKET MODEL_FOLDER NAME      stdlib only
 """
@@ -48,14 +49,19 @@ def is_stuck() -> bool:
 def is_refused(body: dict[str, Any]) -> bool:
     """Whether that chat, of which the count is up to date, gets an error that others don't."""
     is_unlucky = "fails_every" in BEHAVIOUR and ANSWERED % BEHAVIOUR["fails_every"] == 0
-    return is_unlucky or is_there("sick") or body.get("user") == BEHAVIOUR.get("fails_user", NOBODY)
+    is_hated = "fails_word" in BEHAVIOUR and BEHAVIOUR["fails_word"] in last_message(body).split()
+    return is_unlucky or is_hated or is_there("sick") or body.get("user") == BEHAVIOUR.get("fails_user", NOBODY)
+
+
+def last_message(body: dict[str, Any]) -> str:
+    """What was said last."""
+    return str((body.get("messages") or [{"content": ""}])[-1]["content"])
 
 
 def seconds_of(body: dict[str, Any]) -> float:
     """What it takes before the first byte."""
     most, slow = BEHAVIOUR.get("slow_over", (float("inf"), 0.0))
-    last = (body.get("messages") or [{"content": ""}])[-1]["content"]
-    is_long = len(str(last)) > most
+    is_long = len(last_message(body)) > most
     return float(slow if is_long else BEHAVIOUR.get("delay", 0))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -74,9 +75,18 @@ def test_a_version_that_is_slow_for_long_prompts_only_is_taken_back_by_a_guard_o
     assert set(people.answers) == {"I am one", "I am two"}
 
 
-def test_a_version_that_fails_one_caller_only_is_taken_back_with_a_sentence_that_says_so(daemon: Stokerd) -> None:
-    chat = Chat(daemon, "unfair")
-    chat.add("two", fails_user="eve")
+@pytest.mark.parametrize("known_by", ["user", "key"])
+def test_a_version_that_fails_one_caller_only_is_taken_back_with_a_sentence_that_says_so(
+    daemon: Stokerd, known_by: str
+) -> None:
+    """Be she known by what she says of herself, or by her API key alone."""
+    chat = Chat(daemon, f"unfair-{known_by}")
+    eve: dict[str, Any] = {"user": "eve"}
+    if known_by == "key":
+        made = daemon.client.request("POST", "/v1/keys", json={"name": "eve"})
+        eve = {"headers": {"authorization": f"Bearer {made['text']}"}}
+        eve["messages"] = [{"role": "user", "content": "it is eve who asks"}]
+    chat.add("two", **({"fails_user": "eve"} if known_by == "user" else {"fails_word": "eve"}))
     users = [f"user-{n}" for n in range(40)]
     with chat.people(users=users) as people:
         chat.roll_out(
@@ -84,10 +94,10 @@ def test_a_version_that_fails_one_caller_only_is_taken_back_with_a_sentence_that
         )
         chat.wait_step(0)
         people.hear(20, "I am two")
-        chat.ask(5, user="eve")
+        chat.ask(5, **eve)
         ended = chat.wait(*ENDED)
         people.hear(20, "I am one")
-        assert chat.ask(1, user="eve") == {"I am one": 1}
+        assert chat.ask(1, **eve) == {"I am one": 1}
     assert ended.phase == "rolled-back"
     assert "failed 5 times in a row for one caller" in state_of(ended, RolledBack).because
     assert set(people.answers) == {"I am one", "I am two"}, "nobody else saw an error"

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from stoker.errors import Conflict, InvalidSpec, StokerError
-from stoker.types.rollouts import GuardReading, Paused, RolledBack, Stepping
+from stoker.types.rollouts import GuardReading, Paused, RolledBack, Rollout, Stepping
 from stokerd.gateway.wire import Record
-from tests.harness import Stokerd, state_of, wait_for
+from tests.harness import DEADLINE, Stokerd, state_of, wait_for
 from tests.nvml.fleet import Fleet
 from tests.system.loop import Chat, pid_of
 from tests.system.records import records_of
@@ -156,7 +156,7 @@ def test_a_version_that_drives_a_series_over_its_limit_is_taken_back(daemon: Sto
     chat.add("two")
     fleet.set(0, power_milliwatts=600_000)
     chat.roll_out(ENDLESS, "guards: [{metric: series, name: device.power_watts, limit: 500}]")
-    ended = chat.wait(*ENDED)
+    ended = daemon.wait_phase(Rollout, "hot", *ENDED, seconds=2 * DEADLINE)  # it takes a value each second, and many
     assert ended.phase == "rolled-back"
     because = state_of(ended, RolledBack).because
     assert because.startswith("mean of device.power_watts in this step is ")

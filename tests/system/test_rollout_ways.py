@@ -224,15 +224,16 @@ def test_of_two_people_who_act_at_once_one_wins_and_the_other_is_told_who_said_w
 
     promote, abort = at_once(lambda: chat.command("promote", winner), lambda: chat.command("abort", winner))
     ended = chat.wait(*ENDED, name=winner)
+    said = [e.reason for e in chat.told("RolloutPromoting", "RolloutAborting", name=winner)]
     if abort is not None:  # it came when all was over
-        assert (promote, ended.phase) == (None, "promoted")
+        assert (promote, ended.phase, said) == (None, "promoted", ["RolloutPromoting"])
         assert f"{ME} said promote at" in abort.message
     elif promote is not None:  # it came second
-        assert ended.phase == "aborted"
+        assert (ended.phase, said) == ("aborted", ["RolloutAborting"])
         assert f"{ME} said abort at" in promote.message
         assert promote.details["decided"]["verb"] == "abort"
-    else:  # a promotion under way may be taken back
-        assert ended.phase == "aborted"
+    else:  # a promotion under way may be taken back, and an abort can't be promoted
+        assert (ended.phase, said) == ("aborted", ["RolloutPromoting", "RolloutAborting"])
     assert chat.ask(5) == {"I am one" if ended.phase == "aborted" else "I am two": 5}
 
 

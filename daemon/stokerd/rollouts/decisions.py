@@ -81,7 +81,8 @@ def command(tx: Transaction, name: str, verb: Verb, by: str, step: int | None = 
         tx.save(deployment)
     if isinstance(state, Promoted):  # the way back was called off
         _end(tx, rollout, state, deployment, by)
-    rollout.state, rollout.led_by = state, by
+    rollout.enter(state)
+    rollout.led_by = by
     rollout.decided = Decision(verb=verb, by=by, at=now())
     if isinstance(state, RollingBack | Returning):
         rollout.verdict_at, rollout.restored_at = now(), None
@@ -160,7 +161,7 @@ def keep_state(tx: Transaction, rollout: Rollout, state: RolloutState, verdict: 
     rollout.verdict_at, rollout.restored_at, rollout.decided = current.verdict_at, current.restored_at, current.decided
     was_promoted = isinstance(current.state, Promoted)
     was_returning = isinstance(current.state, Returning)
-    rollout.state = state
+    rollout.enter(state)
     if isinstance(state, RolledBack | Aborted):  # reached only when the gateway said that it follows
         rollout.restored_at = rollout.restored_at or now()
     if isinstance(state, RollingBack) and not was_returning:

@@ -11,14 +11,13 @@ from stoker.types.serving import Ready, Replica
 from stokerd.gateway.wire import Record
 from stokerd.rollouts import machine
 from stokerd.rollouts.sample import ColdStart, Sample
-from stokerd.rollouts.verdict import hard_trip
+from stokerd.rollouts.verdict import hard_trip, is_refusal, is_refused_by_gateway
 from stokerd.telemetry.metrics import Metrics
 
 MAX_RECORDS = 200_000  # are read of one step; past that the newest are judged
 BASELINE_RECORDS = 20_000
 BASELINE_SECONDS = 3600.0  # before the rollout, in which stable's own requests tell how it was without a candidate
 _MARGIN_SECONDS = 2 * 3600.0  # requests of a step are told by their table; their times may be those of a clock set back
-_Identity = tuple[str, int, int]
 
 
 class Evidence:
@@ -35,7 +34,6 @@ class Evidence:
         self._cold = ColdStart(rollout.spec.cold_requests)
         self._keeps = rollout.spec.max_errors_in_a_row
         self._cursor: int | None = None
-        self._known: frozenset[_Identity] = frozenset()
         self._key: object = None
         self._began = 0
         self._exposed: set[str] = set()
@@ -58,6 +56,7 @@ class Evidence:
         self.stable = Sample(f"v{self._from}")
         self.tested = Sample(f"v{self._to}")
         self.last: deque[Record] = deque(maxlen=self._keeps)
+        self._refused_by_stable = 0
         self._streaks: dict[str, int] = {}
         self._failed_caller = ""
 
@@ -70,9 +69,6 @@ class Evidence:
             fresh = await self._read_again(metrics, rollout)
         else:
             self._cursor = metrics.records_stored
-            if fresh and self._known:
-                fresh = [record for record in fresh if _identity(record) not in self._known]
-                self._known = frozenset()  # what was read from the file and came again: that happens once
         for replica in replicas:
             if isinstance(replica.state, Ready):
                 self._cold.ready(replica.address, replica.version, replica.state.since.timestamp())
@@ -84,11 +80,8 @@ class Evidence:
         self._cold = ColdStart(rollout.spec.cold_requests)
         self._exposed.clear()
         self._requests = self._errors = 0
-        cursor = metrics.records_stored
         since = rollout.created_at.timestamp() - (_MARGIN_SECONDS if self._began else 0.0)
-        records = await metrics.records(rollout.deployment, since=since, limit=MAX_RECORDS)
-        self._known = frozenset(map(_identity, records))
-        self._cursor = cursor
+        records, self._cursor = await metrics.all_records(rollout.deployment, since=since, limit=MAX_RECORDS)
         return records
 
     def _take(self, records: Iterable[Record]) -> None:
@@ -107,6 +100,7 @@ class Evidence:
                 self._take_answer(record, is_cold=is_cold)
             elif record.arm == "stable" and record.version == self._from and self.tested_arm is not None:
                 self.stable.add(record, is_cold=is_cold)
+                self._refused_by_stable += is_refusal(record) and not is_refused_by_gateway(record)
 
     def _take_answer(self, record: Record, *, is_cold: bool = False) -> None:
         if self.tested_arm is not None:
@@ -114,12 +108,12 @@ class Evidence:
         self._note_answer(record)
 
     def _note_answer(self, record: Record) -> None:
-        if not record.is_error and record.client_gone:
+        if (not record.is_error and record.client_gone) or is_refused_by_gateway(record):
             return
         self.last.append(record)
         if not record.caller or self._failed_caller:
             return
-        if record.is_error and not 400 <= record.status < 500:
+        if record.is_error and not is_refusal(record):
             self._streaks[record.caller] = streak = self._streaks.get(record.caller, 0) + 1
             if streak >= self._keeps:
                 self._failed_caller = record.caller
@@ -130,15 +124,11 @@ class Evidence:
         """Why the version must go at once, in a sentence; None: nothing says so.
 
         Beside the last answers to all, those to each caller are looked at: a version that fails one of many for good is
-        a fraction of a point in their rates. Status 4xx doesn't count there, as one caller alone may ask nonsense.
+        a fraction of a point in their rates. Refusals (4xx) don't count there, as one caller alone may ask nonsense.
         """
         if self._failed_caller:
             return f"v{self._to} failed {self._keeps} times in a row for one caller ({self._failed_caller})"
-        found = hard_trip(self.last, self._keeps)
-        is_of_one = self._keeps > 1 and len({r.caller or str(r.seq) for r in self.last}) == 1
-        if found and is_of_one and all(400 <= r.status < 500 for r in self.last):
-            return None  # one who asks nonsense
-        return found
+        return hard_trip(self.last, self._keeps, self._refused_by_stable)
 
     def _expose(self, record: Record) -> None:
         self._requests += 1
@@ -185,10 +175,6 @@ def tested_arm(rollout: Rollout) -> str | None:
 def state_key(rollout: Rollout) -> object:
     """What is the same as long as the same step is judged."""
     return rollout.state.model_dump_json() if isinstance(rollout.state, Stepping | Paused) else rollout.phase
-
-
-def _identity(record: Record) -> _Identity:
-    return record.address, record.seq, round(record.time * 1e6)  # as the file keeps it
 
 
 def by_name(samples: Mapping[str, Sample]) -> dict[str, Sample]:

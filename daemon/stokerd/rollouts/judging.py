@@ -18,16 +18,17 @@ from stoker.types.rollouts import (
     Starved,
     Verdict,
 )
-from stoker.types.serving import Deployment
+from stoker.types.serving import Deployment, Replica
 from stokerd.rollouts.comparisons import Comparisons
 from stokerd.rollouts.evidence import Evidence, by_name, state_key
 from stokerd.rollouts.sample import Sample, distributions
-from stokerd.rollouts.verdict import Findings, judge_all, judge_contention, overall
+from stokerd.rollouts.verdict import Findings, count_statistical, judge_all, judge_contention, overall
 from stokerd.store.store import Query, Store
 from stokerd.telemetry.metrics import Metrics
 
 ALPHA = 0.05  # chance, over a whole rollout and however often it is looked at, that a guard fails without a cause
-_SERIES_POINTS = 500
+_RETURNS = 0.2  # part of it that is kept for steps that are judged anew: held, or resumed
+_MOST_MOMENTS = 4096  # of a series are judged: more than an hour of each second, and then each second one of them
 _KNOWN_SECONDS = 600.0  # a series that was measured in so long is one that there is
 
 
@@ -71,10 +72,9 @@ class Judging:
         key = (state_key(rollout), stable.requests, evidence.tested.requests, findings, problem)
         judged = self._judged.get(rollout.name)
         if judged is None or judged.key != key:
-            steps = sum(not isinstance(s, PromoteStep) for s in rollout.spec.steps)
             possible = [g for g in rollout.spec.guards if not g.needs_answers or evidence.tested_arm == "shadow"]
-            part = _count_statistical(guards) / max(_count_statistical(possible), 1)
-            alpha = part * ALPHA / max(steps, 1)  # each has its share from the start, whatever there is to judge
+            part = count_statistical(guards) / max(count_statistical(possible), 1)
+            alpha = part * share_of_alpha(rollout)  # each has its share from the start, whatever there is to judge
 
             def look() -> _Judged:
                 readings = judge_all(guards, stable, evidence.tested, alpha, findings)
@@ -101,15 +101,31 @@ class Judging:
         series: dict[str, Sequence[float]] = {}
         known: list[str] = []
         wanted = {g.name for g in guards if g.metric == "series"}
+        devices = await self._store.read(lambda q: _devices(q, rollout)) if wanted else set()
         until = now().timestamp()
         for name in wanted:
-            found = await self._metrics.series(name, since=since, until=until, max_points=_SERIES_POINTS)
+            found = await self._metrics.moments(name, since=since, until=until, most=_MOST_MOMENTS, devices=devices)
             if found:
-                series[name] = [value for each in found for _, value in each.points]
+                series[name] = found
         if wanted - series.keys():
             everything = await self._metrics.series("*", since=until - _KNOWN_SECONDS, until=until, max_points=1)
             known = sorted({each.name for each in everything})
         return Findings(pairs=tuple(pairs), scores=scores, series=series, known_series=known)
+
+
+def share_of_alpha(rollout: Rollout) -> float:
+    """The chance of a false alarm that the present state may have: over all states of a rollout, at most `ALPHA`.
+
+    Each step has the same when it is first on. The k-th time that one is judged anew, as it is held or resumed, gets
+    1 / (k (k + 1)) of `_RETURNS`: however often that happens, it is never all of it.
+    """
+    step = getattr(rollout.state, "step", 0)
+    visits = rollout.visits
+    if step < len(visits) and visits[step] > 1:
+        times = sum(max(0, each - 1) for each in visits)
+        return ALPHA * _RETURNS / (times * (times + 1))
+    steps = sum(not isinstance(s, PromoteStep) for s in rollout.spec.steps)
+    return ALPHA * (1 - _RETURNS) / max(steps, 1)
 
 
 def _applies(guard: Guard, evidence: Evidence, stable: Sample) -> bool:
@@ -120,10 +136,6 @@ def _applies(guard: Guard, evidence: Evidence, stable: Sample) -> bool:
         return True
     samples = (stable, evidence.tested)
     return any(guard.metric not in sample.measurements or sample.measurements[guard.metric] for sample in samples)
-
-
-def _count_statistical(guards: Sequence[Guard]) -> int:
-    return sum(guard.metric not in ("score", "series") for guard in guards)
 
 
 def with_problem(reading: GuardReading, problem: str) -> GuardReading:
@@ -140,6 +152,13 @@ def _shares_devices(rollout: Rollout) -> bool:
     return plan is not None and (
         plan.placement in ("share", "adapter") or (plan.placement == "beside" and not plan.devices)
     )
+
+
+def _devices(query: Query, rollout: Rollout) -> set[str]:
+    """UUIDs of what the candidate holds; an adapter has those of the servers that loaded it."""
+    replicas = {r.name: r for r in query.all(Replica)}
+    mine = [r for r in replicas.values() if (r.deployment, r.version) == (rollout.deployment, rollout.to_version)]
+    return {uuid for r in mine for uuid in (replicas.get(r.host, r) if r.host else r).devices}
 
 
 def _scores(query: Query, rollout: Rollout, names: set[str]) -> dict[str, tuple[float | None, float | None]]:

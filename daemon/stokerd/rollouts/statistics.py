@@ -30,9 +30,10 @@ Ramdas, "Sequential estimation of quantiles with applications to A/B testing and
 quantiles; Ramdas et al., "Game-theoretic statistics and safe anytime-valid inference" (2023), for products and minima;
 Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (2024), for bounded numbers;
 Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory and asymptotic confidence sequences"
-(2024), for estimated variances; Liang and Zeger, "Longitudinal data analysis using generalized linear models" (1986),
-for the weights; Wallace, "Bounds on normal approximations to Student's and the chi-square distributions" (1959), for
-the stricter level.
+(2024), for estimated variances and means of series; Flegal and Jones, "Batch means and spectral variance estimators in
+Markov chain Monte Carlo" (2010), for means of blocks; Liang and Zeger, "Longitudinal data analysis using generalized
+linear models" (1986), for the weights; Wallace, "Bounds on normal approximations to Student's and the chi-square
+distributions" (1959), for the stricter level.
 
 Pure, stdlib only.
 """
@@ -43,7 +44,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import exp, expm1, inf, lgamma, log, log1p, pi, sin, sqrt
 
 _RATE_PRIOR = (0.25, 0.75)
@@ -53,6 +54,9 @@ need 10 to 20 % fewer requests than (1/2, 1/2) to see 10 to 50 % of errors again
 _RATE_TUNING, _QUANTILE_TUNING = 250.0, 8.0
 """Requests of a comparison (n m / (n + m), of arms with n and m) around which its normal mixture is tightest, or a few
 times as many. Rates have a beta mixture besides, for large differences that a few requests show."""
+
+_SERIES_TUNING = 60.0
+"""Values of a series around which the bound of its mean is tightest."""
 
 _QUANTILE_WEIGHT = 6.0
 """The prior of the share below a quantile q is Beta(w q, w (1 - q)): tightest around some 100 requests."""
@@ -307,7 +311,11 @@ def _needed_ratio(n: float, base_n: float, evidence: float, tuning: float) -> fl
     With V the information on the difference and z^2 / 2 the log of the likelihood ratio, the mixture over differences
     with variance 1/t has the log ``z^2 / 2 V / (V + t) - log(1 + V / t) / 2``. V is in requests here.
     """
-    information = n * base_n / (n + base_n)
+    return _needed(n * base_n / (n + base_n), evidence, tuning)
+
+
+def _needed(information: float, evidence: float, tuning: float) -> float:
+    """The same, for that *information*: z^2 / 2."""
     return (evidence + log1p(information / tuning) / 2) * (1 + tuning / information)
 
 
@@ -453,6 +461,41 @@ class _Curve:
         if self(outside) < evidence:
             return outside
         return _boundary(lambda share: self(share) >= evidence, outside, self._q)[0]
+
+
+# Means of series
+
+
+def mean_bounds(values: Sequence[float], limit: float, alpha: float) -> tuple[float, float]:
+    """Confidence sequence for the mean of a series (*values* in order of time), to be compared with *limit*.
+
+    An asymptotic confidence sequence (Waudby-Smith et al., 2024): Robbins' normal mixture around the mean,
+    with an estimated variance; it holds as the number of values grows. As neighbours in time are alike, the variance is
+    that of means of blocks, of the square root of n values each (Flegal and Jones, 2010), and made larger as far as
+    neighbouring blocks are alike, too: by (1 + r) / (1 - r) with their correlation r, to which its standard error
+    and its bias are added. That few blocks tell little is in the `level`, as for callers; and that those to come may be
+    other ones in one more block, which is counted as if it had been at *limit*: a series that hasn't moved yet proves
+    nothing by that. Infinite for less than three blocks.
+    """
+    n = len(values)
+    length = int(sqrt(n))
+    count = n // length if n else 0
+    if count < 3:
+        return -inf, inf
+    mean = sum(values) / n
+    blocks = [sum(values[i * length : (i + 1) * length]) / length for i in range(count)]
+    middle = sum(blocks) / count
+    off = [block - middle for block in blocks]
+    squares = sum(d * d for d in off)
+    r = sum(d * e for d, e in pairwise(off)) / squares if squares else 0.0
+    r = min(1 - 1 / count, max(0.0, r + (1 + 4 * max(0.0, r)) / count + 1 / sqrt(count)))
+    one_more = (mean - limit) ** 2 * count / (count + 1)
+    variance = length * (squares + one_more) / count * (1 + r) / (1 - r)
+    strict = level(alpha, Weighed(freedom=count - 1))
+    if strict <= 0:
+        return -inf, inf
+    half = sqrt(2 * _needed(n, -log(strict), _SERIES_TUNING) * variance / n)
+    return mean - half, mean + half
 
 
 def _ceil(number: float) -> int:

@@ -37,13 +37,13 @@ from stokerd.rollouts.statistics import (
     Clusters,
     difference_bounds,
     level,
+    mean_bounds,
     quantile_bounds,
     rate_bounds,
     ratio_bounds,
     weigh,
 )
 
-_SURE = ("score", "series")  # nothing is drawn by chance there
 _MEASURES = {
     "ttft": "an answer with a first token",
     "inter_token": "a streamed answer of several chunks",
@@ -77,7 +77,7 @@ class Findings:
     Attributes:
         pairs: answers of shadow and stable to the same requests of this step.
         scores: evaluation's name -> its value for stable's version and for the candidate's; None: not evaluated.
-        series: name -> values in this step.
+        series: name -> its values in this step, in order of time.
         known_series: names that there are, to say which one was meant.
     """
 
@@ -96,9 +96,13 @@ def judge_all(
     within all limits. It is shared equally over the guards that judge what chance has a part in (Bonferroni).
     """
     findings = findings or Findings()
-    statistical = sum(guard.metric not in _SURE for guard in guards)
-    share = alpha / max(1, statistical)
+    share = alpha / max(1, count_statistical(guards))
     return [_judge(guard, stable, candidate, share, findings) for guard in guards]
+
+
+def count_statistical(guards: Sequence[Guard]) -> int:
+    """How many of them judge what chance has a part in: all but evaluations, which are as they are."""
+    return sum(guard.metric != "score" for guard in guards)
 
 
 def judge_contention(guards: Sequence[Guard], before: Sample, during: Sample, alpha: float) -> list[GuardReading]:
@@ -127,20 +131,41 @@ def overall(readings: Sequence[GuardReading]) -> Verdict:
     raise AssertionError(readings)
 
 
-def hard_trip(records: Sequence[Record], max_errors_in_a_row: int) -> str | None:
+def hard_trip(records: Sequence[Record], max_errors_in_a_row: int, refused_by_stable: int = 0) -> str | None:
     """A sentence when the last *max_errors_in_a_row* answers (records in order of time) all failed, else None.
 
-    It needs no statistics: it acts before there is enough traffic for them. Requests whose client went away are no
-    answers.
+    It needs no statistics: it acts before there is enough traffic for them. No answers of the version are: requests
+    whose client went away, and those that the gateway refused (`is_refused_by_gateway`).
+
+    Where all of them are refusals (4xx), it may be the clients who ask nonsense. So they must be of two askers at
+    least: anonymous ones are told apart by what they sent. And where stable refused so many in this step, too
+    (*refused_by_stable*), guards decide, which compare the two.
     """
-    answers = (r for r in reversed(records) if r.is_error or not r.client_gone)
+    answers = (r for r in reversed(records) if (r.is_error or not r.client_gone) and not is_refused_by_gateway(r))
     last = list(islice(answers, max_errors_in_a_row))
     if len(last) < max_errors_in_a_row or not all(r.is_error for r in last):
         return None
+    if all(is_refusal(r) for r in last):
+        askers = {r.caller or (r.request_bytes, r.path) for r in last}
+        if len(askers) < min(2, max_errors_in_a_row) or refused_by_stable >= max_errors_in_a_row:
+            return None
     kinds = Counter(_failure(r) for r in last).most_common()
     what = f"v{last[0].version} failed"
     which = "its last answer" if len(last) == 1 else f"each of its last {len(last)} answers"
     return f"{what} {which}: {', '.join(f'{count} times {kind}' if count > 1 else kind for kind, count in kinds)}"
+
+
+def is_refusal(record: Record) -> bool:
+    """Whether the request itself is said to be at fault (4xx)."""
+    return record.is_error and 400 <= record.status < 500
+
+
+def is_refused_by_gateway(record: Record) -> bool:
+    """Whether the gateway refused it before any replica had it, as it does when too many wait: no version is at fault.
+
+    A 5xx without a replica is something else: the arm has none that is well.
+    """
+    return is_refusal(record) and not record.address
 
 
 def _judge(guard: Guard, stable: Sample, candidate: Sample, alpha: float, findings: Findings) -> GuardReading:
@@ -148,7 +173,7 @@ def _judge(guard: Guard, stable: Sample, candidate: Sample, alpha: float, findin
         case "score":
             return _judge_score(guard, stable, candidate, findings)
         case "series":
-            return _judge_series(guard, findings)
+            return _judge_series(guard, alpha, findings)
         case "disagreement" | "judged_worse" | "similarity":
             return _judge_pairs(guard, candidate, alpha, findings.pairs)
         case "error_rate" | "refusal_rate" | "finish_rate":
@@ -284,6 +309,28 @@ def _judge_quantile_alone(
     return _say(guard, evidence, said)
 
 
+# Series
+
+
+def _judge_series(guard: Guard, alpha: float, findings: Findings) -> GuardReading:
+    values = [value for value in findings.series.get(guard.name, ()) if isfinite(value)]
+    counted = _Counted(len(values), 0)
+    if len(values) < _SERIES_VALUES:
+        if values or guard.name in findings.known_series:
+            reason = f"series {guard.name} has {len(values)} values in this step; needed are {_SERIES_VALUES}"
+        else:
+            near = get_close_matches(guard.name, findings.known_series, 1)
+            reason = f"there is no series {guard.name}" + (f"; did you mean {near[0]}?" if near else "")
+        evidence = Evidence(unit="number", limit=guard.limit, requests=len(values))
+        return GuardReading(guard=guard, verdict=Starved(reason=reason), evidence=evidence)
+    mean = sum(values) / len(values)
+    low, high = mean_bounds(values, guard.limit, alpha)
+    between = f"{low:.4g} to {high:.4g} at {_sure(alpha)}" if isfinite(low) else f"about {mean:.4g}"
+    said = f"mean of {guard.name} in this step is {between}; limit {guard.limit:g}; {len(values)} values"
+    evidence = _evidence(guard, "number", alpha, mean, low, high, counted, mean)
+    return _say(guard, evidence, said)
+
+
 # Without chance
 
 
@@ -305,25 +352,6 @@ def _judge_score(guard: Guard, stable: Sample, candidate: Sample, findings: Find
     evidence = evidence.model_copy(
         update={"estimate": estimate, "low": estimate, "high": estimate, "missing": 0, "confidence": 1.0}
     )
-    return GuardReading(guard=guard, verdict=Pass(reason=said) if holds else Fail(reason=said), evidence=evidence)
-
-
-def _judge_series(guard: Guard, findings: Findings) -> GuardReading:
-    values = [value for value in findings.series.get(guard.name, ()) if isfinite(value)]
-    evidence = Evidence(unit="number", limit=guard.limit, requests=len(values))
-    if len(values) < _SERIES_VALUES:
-        if values or guard.name in findings.known_series:
-            reason = f"series {guard.name} has {len(values)} values in this step; needed are {_SERIES_VALUES}"
-        else:
-            near = get_close_matches(guard.name, findings.known_series, 1)
-            reason = f"there is no series {guard.name}" + (f"; did you mean {near[0]}?" if near else "")
-        return GuardReading(guard=guard, verdict=Starved(reason=reason), evidence=evidence)
-    mean = sum(values) / len(values)
-    said = f"mean of {guard.name} in this step is {mean:.4g}; limit {guard.limit:g}; {len(values)} values"
-    evidence = evidence.model_copy(
-        update={"estimate": mean, "low": mean, "high": mean, "candidate": mean, "missing": 0, "confidence": 1.0}
-    )
-    holds = mean <= guard.limit
     return GuardReading(guard=guard, verdict=Pass(reason=said) if holds else Fail(reason=said), evidence=evidence)
 
 

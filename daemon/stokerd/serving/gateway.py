@@ -39,7 +39,7 @@ from stokerd.serving.gateway_worker import (
     is_same,
 )
 from stokerd.serving.plan import Door, route_table
-from stokerd.store.store import Query, Store
+from stokerd.store.store import Query, Store, Transaction
 from stokerd.telemetry.metrics import Metrics
 
 __all__ = ["PROCESS_PREFIX", "GatewayLink", "Traffic"]
@@ -49,6 +49,7 @@ _GRACE_SECONDS = 3600.0  # a worker finishes what is in flight first; others ser
 _LEAVE_SECONDS = 45.0  # for one that was taken over from: it lets connections go by and by
 _WATCH_SECONDS = 1.0
 _HURRY_SECONDS = 0.1
+_TOLD_BEFORE = 100  # events back, an end that was told already is to be found
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +367,7 @@ class GatewayLink:
             reason, sentence = "GatewayReady", f"{worker.title} serves again."
         if reason:
             data = {**data, "phase": self.phase, "worker": worker.name.index}
-            await self._store.write(lambda tx: tx.record("gateway", "gateway", reason, sentence, **data))
+            await self._store.write(lambda tx: _record(tx, reason, sentence, data))
         self._has_served = any(each.phase == "ready" for each in self._workers)
 
     def measured(self) -> None:
@@ -392,6 +393,14 @@ class GatewayLink:
         env = {k: v for k, v in inherited(os.environ).items() if not k.startswith(("CUDA_", "VLLM_"))}
         bounds = Bounds(oom_score_adj=0)  # it goes last, with the daemon
         return Command(argv=tuple(argv), cwd=str(home.gateway), env=env, log=str(worker.log), bounds=bounds)
+
+
+def _record(tx: Transaction, reason: str, sentence: str, data: dict[str, Any]) -> None:
+    """Tell of a worker; of an end once, also where a daemon was killed between telling and forgetting it."""
+    ended_at = data.get("ended_at")
+    told = tx.events(tx.last_event_id() - _TOLD_BEFORE, kind="gateway") if ended_at is not None else ()
+    if not any((e.data.get("ended_at"), e.data.get("worker")) == (ended_at, data["worker"]) for e in told):
+        tx.record("gateway", "gateway", reason, sentence, **data)
 
 
 def _door(config: GatewayConfig) -> Door:

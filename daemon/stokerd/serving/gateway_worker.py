@@ -394,7 +394,7 @@ class GatewayWorker:
             await self._say("starting", "")  # it went down with the daemon, or the machine: no failure of its own
             self._retry_at = 0.0
         else:
-            seconds = await self._failed(self._hang or ending(ended))
+            seconds = await self._failed(self._hang or ending(ended), getattr(ended, "ended_at", None))
             self._retry_at = seconds + (time.monotonic() if self._started_at is None else self._started_at)
             self._failures += 1
         self._hang = ""
@@ -402,7 +402,7 @@ class GatewayWorker:
         self._ready_since = None
         self._supervisor.forget(self.process)  # when all else is done: what fails until here is done again
 
-    async def _failed(self, why: str) -> float:
+    async def _failed(self, why: str, ended_at: float | None) -> float:
         """Say that it failed. Returns how many seconds its next start is to come after its last one."""
         lines = await asyncio.to_thread(tail_lines, self.log, 5)
         why += f"; last line: {lines[-1][:300]}" if lines else ""
@@ -411,10 +411,10 @@ class GatewayWorker:
             sentence = (
                 f"{self.title} failed {failures} times in a row: {why}; it is tried each {_BACKOFF_CAP_SECONDS:g} s."
             )
-            await self._say("failed", why, "GatewayFailed", sentence, log=lines)
+            await self._say("failed", why, "GatewayFailed", sentence, log=lines, ended_at=ended_at)
             return _BACKOFF_CAP_SECONDS
         sentence = f"{self.title} ended: {why}; it is started again."
-        await self._say("backing-off", why, "GatewayFailed", sentence, log=lines)
+        await self._say("backing-off", why, "GatewayFailed", sentence, log=lines, ended_at=ended_at)
         return backoff_seconds(self.process, failures, _BACKOFF_SECONDS, _BACKOFF_CAP_SECONDS)
 
     async def _say(self, phase: str, message: str, reason: str = "", sentence: str = "", **data: Any) -> None:

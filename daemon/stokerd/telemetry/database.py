@@ -64,9 +64,14 @@ class Database:
         reserve = self._reserve_bytes if reserve_bytes is None else min(reserve_bytes, self._reserve_bytes)
         return await self._run(self._writer, lambda: self._write(function, reserve))
 
-    async def read(self, function: Callable[[Connection], T]) -> T:
-        """Run *function* on a consistent snapshot on a reader's thread. Raises `Unavailable`."""
-        return await self._run(self._readers, lambda: self._read(function))
+    async def read(self, function: Callable[[Connection], T], *, in_turn: bool = False) -> T:
+        """Run *function* on a consistent snapshot on a reader's thread. Raises `Unavailable`.
+
+        *in_turn*: on the writer's thread, so that what was written before and what is written after can be told apart:
+        when this returns, every `write` of which it saw something has returned to its caller, and no other one has.
+        For writers wait meanwhile, and whoever awaits gets results in the order in which that thread came to them.
+        """
+        return await self._run(self._writer if in_turn else self._readers, lambda: self._read(function))
 
     async def shrink(self) -> None:
         """Give free pages back to the disk. Raises `Unavailable`."""

@@ -108,6 +108,16 @@ class Metrics:
             lambda c: series.read(c, name, since=since, until=until, max_points=max_points)
         )
 
+    async def moments(
+        self, name: str, *, since: float, until: float, most: int, devices: Collection[str] = ()
+    ) -> list[float]:
+        """Read what was measured as *name* at each moment, as it was measured: for judging. See `series.moments`."""
+        with contextlib.suppress(Unavailable):
+            await self.flush()
+        return await self._database.read(
+            lambda c: series.moments(c, name, since=since, until=until, most=most, devices=devices)
+        )
+
     @property
     def _reserve_of_evidence(self) -> int | None:
         return _EVIDENCE_RESERVE_BYTES if self.keeps_recent else None
@@ -152,6 +162,16 @@ class Metrics:
         return await self._database.read(
             lambda c: traffic.read(c, deployment, since=since, arms=arms, errors_only=errors_only, limit=limit)
         )
+
+    async def all_records(self, deployment: str, *, since: float, limit: int) -> tuple[list[Record], int]:
+        """As `records`, with the `records_stored` that they amount to: `recent` after it has none of them, and no gap.
+
+        Writers wait meanwhile (a second or so for 200,000): it is for who begins to follow, and then lives by `recent`.
+        """
+        found = await self._database.read(
+            lambda c: traffic.read(c, deployment, since=since, arms=None, errors_only=False, limit=limit), in_turn=True
+        )
+        return found, self.records_stored  # nothing is awaited between: see `Database.read`
 
     async def last_record(self, epoch: str) -> int:
         """The highest ``seq`` ever stored of that life of the gateway, 0 if none: where the puller goes on."""

@@ -1,10 +1,10 @@
-"""Samples and the series that they make: what is read is for drawing, never for judging."""
+"""Samples and the series that they make: drawn by `read`, judged by `moments`."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, func, select
@@ -48,7 +48,8 @@ def read(connection: Connection, name: str, *, since: float, until: float, max_p
     """Series called *name*, or beginning with it before a closing ``*``, from *since* to *until* (unix seconds).
 
     A series of at most *max_points* samples comes as it was measured. A longer one is averaged over equal buckets of
-    time, each given at the mean time of its samples. Series without samples in that time are left out.
+    time, each given at the mean time of its samples: that is for drawing, never for judging. Series without samples in
+    that time are left out.
     """
     low, high = _milliseconds(since), _milliseconds(until)
     is_wanted = col(SeriesRow.name) == name
@@ -61,6 +62,28 @@ def read(connection: Connection, name: str, *, since: float, until: float, max_p
         if points:
             found.append(Series(name=series, unit=unit, labels=json.loads(labels), points=points))
     return found
+
+
+def moments(
+    connection: Connection, name: str, *, since: float, until: float, most: int, devices: Collection[str] = ()
+) -> list[float]:
+    """What was measured as *name* at each moment from *since* to *until* (unix seconds), in order of time.
+
+    Of several devices it is their mean at that moment; of those in *devices* (UUIDs) alone, where some are given and
+    the series has such a label. Of more than *most* moments each second one is left out, or three of four, and so on:
+    those that are left are as they were measured, and nearly the same from one call to the next.
+    """
+    statement = select(col(SeriesRow.id), col(SeriesRow.labels)).where(col(SeriesRow.name) == name)
+    found = [(number, json.loads(labels)) for number, labels in connection.execute(statement)]
+    wanted = [n for n, labels in found if not devices or "uuid" not in labels or labels["uuid"] in devices]
+    time = col(SampleRow.time_ms)
+    inside = and_(col(SampleRow.series_id).in_(wanted), time.between(_milliseconds(since), _milliseconds(until)))
+    count = connection.execute(select(func.count(time.distinct())).where(inside)).scalar_one()
+    place = (func.row_number().over(order_by=time) - 1).label("place")
+    each = select(func.avg(col(SampleRow.value)).label("value"), place).where(inside).group_by(time).subquery()
+    step = 1 << max(0, -(-count // most) - 1).bit_length()
+    judged = select(each.c.value).where(each.c.place % step == 0).order_by(each.c.place)
+    return list(connection.execute(judged).scalars())
 
 
 def bucket_width(first: int, last: int, max_points: int) -> int:

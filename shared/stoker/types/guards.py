@@ -38,7 +38,8 @@ class Guard(Spec):
                                             limit
     score                                   the version's evaluation ``name`` is at     it is at least limit
                                             least stable's minus limit
-    series                                  the mean of series ``name`` in this step is at most limit
+    series                                  the mean of series ``name`` in this step is at most limit; of a series that
+                                            devices have: of those that the candidate holds
     ======================================  ==========================================  ================================
 
     ``refusal_rate``: answers that end for ``content_filter`` or ``refusal``; ``finish_rate``: for the reason ``name``.

@@ -320,6 +320,11 @@ class Rollout(Resource):
         default=[],
         description="stable against itself before the candidate came, where they share devices",
     )
+    visits: list[int] = Field(
+        default=[],
+        description="by step: how many states it was judged in so far; each begins the judging anew, and they share "
+        "one bound on false alarms",
+    )
     distributions: dict[str, Distribution] = Field(default={}, description="by metric: ttft, inter_token, total")
     exposure: Exposure = Exposure()
     plan: RolloutPlan | None = Field(default=None, description="as it was when it started")
@@ -334,6 +339,14 @@ class Rollout(Resource):
     def phase(self) -> str:
         """Shorthand for ``state.phase``."""
         return self.state.phase
+
+    def enter(self, state: RolloutState) -> None:
+        """Be in *state* from now on, and count it for its step if it is one that is judged."""
+        self.state = state
+        if isinstance(state, Stepping | Paused):
+            missing = [0] * (state.step + 1 - len(self.visits))
+            self.visits = [*self.visits, *missing]
+            self.visits[state.step] += 1
 
     @property
     def is_swap(self) -> bool:

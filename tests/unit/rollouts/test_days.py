@@ -19,6 +19,7 @@ from stoker.types.rollouts import (
     ApproveStep,
     CanaryStep,
     Guard,
+    Paused,
     PauseStep,
     Preparing,
     Promoted,
@@ -52,7 +53,8 @@ from stokerd.serving.plan import is_same_split, route, wanted_versions
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 TICK_SECONDS = 120.0
-DAYS = 3
+DAYS = 5
+BUSY_DAYS = 2  # people interfere before promotion; then whoever paused it lets it go on, as a pause has no limit
 SIGMAS = 6.0  # one false alarm in 500 million
 GUARDS = [Guard(metric="error_rate", limit=0.05)]
 DEPLOYMENT: dict[str, Any] = {
@@ -362,11 +364,15 @@ def test_days_of_rollouts_expose_whom_they_may_and_end_with_one_version_serving(
         world.begin(spec_of(f"r{number}", steps, policies), to, badness, is_swap=is_swap)
         rollout = world.rollout
         assert rollout is not None
+        calm = world.clock + timedelta(days=BUSY_DAYS)
         end = world.clock + timedelta(days=DAYS)
         left = chance.choice([0, 60])  # ticks after its end, in which somebody may want to go back
         while world.clock < end and (left > 0 or not world.is_at_rest):
             left -= world.is_at_rest
-            if chance.random() < (0.1 if rollout.phase in ("promoted", "returning") else busy):
+            is_after = rollout.phase in ("promoted", "returning")
+            if isinstance(rollout.state, Paused) and rollout.state.by and world.clock >= calm:
+                world.say("resume")
+            elif chance.random() < (0.1 if is_after else busy if world.clock < calm else 0.0):
                 world.say(chance.choice(chance.choice([VERBS, ALLOWED.get(rollout.phase, VERBS)])))
             world.tick()
             assert world.deployment.version in (before, to)

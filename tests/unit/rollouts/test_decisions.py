@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -11,7 +12,7 @@ import pytest
 
 from stoker.errors import Conflict
 from stoker.types.base import now
-from stoker.types.rollouts import ApproveStep, Promoted, Rollout, RolloutSpec, Stepping
+from stoker.types.rollouts import ApproveStep, CanaryStep, Decision, Promoted, Rollout, RolloutSpec, Stepping, Verb
 from stoker.types.serving import CommandEngine, Deployment, DeploymentSpec, Pending, Ready, Replica, Warm
 from stokerd.rollouts.decisions import command
 from stokerd.store.store import Store, Transaction
@@ -106,3 +107,50 @@ def test_whoever_comes_second_is_told_who_said_what_and_nothing_changes(do: Do) 
     with pytest.raises(Conflict, match=r"ada said rollback at \d\d:\d\d:\d\d UTC"):
         do(lambda tx: command(tx, "r", "promote", "bob"))
     assert do(lambda tx: tx.get(Rollout, "r")) == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "phases", "told"),
+    [
+        ("promote", "abort", ("promoting", "rolling-back"), False),
+        ("abort", "promote", ("rolling-back", "rolling-back"), True),
+        ("promote", "promote", ("promoting", "promoting"), True),
+        ("abort", "abort", ("rolling-back", "rolling-back"), True),
+        ("pause", "promote", ("paused", "promoting"), False),
+        ("promote", "pause", ("promoting", "promoting"), True),
+        ("pause", "pause", ("paused", "paused"), True),
+    ],
+)
+def test_of_two_people_at_once_the_second_acts_on_what_the_first_made_or_is_told_who_was_first_and_when(
+    tmp_path: Path, first: Verb, second: Verb, phases: tuple[str, str], told: bool
+) -> None:
+    """Both saw the rollout in its step when they said so."""
+    make_state_db(tmp_path)
+    store = Store(tmp_path / "state.db")
+    spec = RolloutSpec(kind="rollout", name="r", deployment="d", to=2, steps=[CanaryStep(percent=50)])
+    state = Stepping(step=0, since=now())
+    rollout = Rollout(name="r", spec=spec, deployment="d", from_version=1, to_version=2, state=state)
+
+    async def work() -> list[Rollout | BaseException]:
+        await store.write(lambda tx: tx.save(rollout))
+        await store.write(lambda tx: tx.save(Deployment(name="d", spec=SERVED, version=1, rollout="r")))
+        said = [(first, "ada"), (second, "bob")]
+        return await asyncio.gather(
+            *[store.write(partial(command, name="r", verb=verb, by=by)) for verb, by in said], return_exceptions=True
+        )
+
+    try:
+        began = now()
+        ada, bob = asyncio.run(work())
+        after = asyncio.run(store.read(lambda q: q.get(Rollout, "r")))
+    finally:
+        store.close()
+    assert isinstance(ada, Rollout)
+    assert (ada.phase, after.phase) == phases
+    assert (ada.led_by, after.led_by) == ("ada", "ada" if told else "bob")
+    assert isinstance(bob, Conflict if told else Rollout)
+    if isinstance(bob, Conflict):
+        assert f"ada said {first} at" in bob.message
+        decided = Decision.model_validate(bob.details["decided"])
+        assert (decided.by, decided.verb) == ("ada", first)
+        assert began <= decided.at <= now()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +17,7 @@ from stokerd.gateway.wire import Record
 from stokerd.rollouts.evidence import Evidence
 from stokerd.telemetry import metrics as metrics_module
 from stokerd.telemetry.metrics import Metrics
+from tests.harness import DEADLINE, wait_for
 from tests.unit.telemetry.conftest import make_record
 
 BEGAN = 50  # the event that began the step, and so the version of the first table of it
@@ -152,6 +155,67 @@ def test_one_caller_who_asks_nonsense_trips_nothing(metrics: Metrics) -> None:
     asyncio.run(work())
 
 
+def nonsense(
+    seq: int, arm: str = "candidate", *, sent: int = 100, address: str = "unix:/x", status: int = 400
+) -> Record:
+    """A refused request of nobody in particular."""
+    made = record(seq, arm, is_error=True)
+    return replace(made, caller="", status=status, request_bytes=sent, address=address)
+
+
+SHADOWED = Stepping(step=1, since=T0, began=BEGAN)
+WARM = Promoted(finished_at=T0, warm_until=T0 + timedelta(seconds=600), began=BEGAN)
+
+
+@pytest.mark.parametrize(
+    ("state", "records", "trips"),
+    [
+        (FIRST, [nonsense(i) for i in range(9)], False),
+        (FIRST, [nonsense(i, sent=i) for i in range(5)], True),
+        (SHADOWED, [nonsense(i, arm, sent=i) for i in range(5) for arm in ("stable", "shadow")], False),
+        (SHADOWED, [nonsense(i, "shadow", sent=i) for i in range(5)], True),
+        (WARM, [replace(nonsense(i, "stable"), version=2) for i in range(9)], False),
+        (WARM, [replace(nonsense(i, "stable", sent=i), version=2) for i in range(5)], True),
+        (FIRST, [nonsense(i, sent=i, address="", status=429) for i in range(9)], False),
+        (FIRST, [nonsense(i, sent=i, address="", status=503) for i in range(5)], True),
+        (
+            FIRST,
+            [nonsense(i, "stable", address="", status=429) for i in range(9)] + [nonsense(i, sent=i) for i in range(5)],
+            True,
+        ),
+    ],
+    ids=[
+        "one client without a name who tries again", "a version that refuses everybody",
+        "in a shadow, stable does, too", "in a shadow, stable doesn't",
+        "one client after promotion", "everybody after promotion",
+        "the gateway refuses everybody", "no replica is well", "the gateway refused what stable would have answered",
+    ],
+)  # fmt: skip
+def test_refusals_take_a_version_back_only_where_they_are_its_own_doing(
+    metrics: Metrics, state: RolloutState, records: list[Record], trips: bool
+) -> None:
+    async def work() -> None:
+        evidence = Evidence(rollout(state))
+        await metrics.write_records("e", [replace(r, seq=i) for i, r in enumerate(records, 1)])
+        await evidence.update(metrics, rollout(state), [])
+        assert (evidence.trip() is not None) == trips
+
+    asyncio.run(work())
+
+
+def test_what_the_gateway_refuses_ends_no_streak_of_failures_for_one_caller(metrics: Metrics) -> None:
+    async def work() -> None:
+        evidence, present = Evidence(rollout()), rollout()
+        failed = [replace(record(3 * i, caller="ada", is_error=True), status=500) for i in range(1, 6)]
+        well = [record(3 * i + 1) for i in range(1, 6)]
+        crowded = [replace(nonsense(3 * i + 2, address="", status=429), caller="ada") for i in range(1, 6)]
+        await metrics.write_records("e", sorted([*failed, *well, *crowded], key=lambda r: r.seq))
+        await evidence.update(metrics, present, [])
+        assert evidence.trip() == "v2 failed 5 times in a row for one caller (ada)"
+
+    asyncio.run(work())
+
+
 def test_a_replica_that_dies_with_requests_which_stable_answers_then_is_no_good_one(metrics: Metrics) -> None:
     async def work() -> None:
         evidence, present = Evidence(rollout()), rollout()
@@ -177,6 +241,50 @@ def test_what_comes_while_the_file_is_read_counts_once_though_the_file_keeps_onl
         await reading
         await evidence.update(metrics, present, [])
         assert evidence.tested.requests == len(odd)
+
+    asyncio.run(work())
+
+
+def test_two_workers_records_that_are_stored_while_the_file_is_read_count_once_though_they_are_told_one_by_one(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second worker's are in the file already, and whoever stores them has not been told so yet."""
+    database = metrics._database
+    write, read = database._write, database._read
+    stored, told = threading.Event(), threading.Event()
+    writes = itertools.count(1)
+
+    def slow_write(*args: Any) -> Any:
+        found = write(*args)
+        if next(writes) == 2:
+            stored.set()
+            assert told.wait(DEADLINE)
+        return found
+
+    def late_read(*args: Any) -> Any:
+        assert stored.wait(DEADLINE)
+        return read(*args)
+
+    monkeypatch.setattr(database, "_write", slow_write)
+    monkeypatch.setattr(database, "_read", late_read)
+
+    async def work() -> None:
+        evidence, present = Evidence(rollout()), rollout()
+        first = asyncio.create_task(metrics.write_records("one", [record(1)]))
+        second = asyncio.create_task(metrics.write_records("two", [record(2)]))
+        reading = asyncio.create_task(evidence.update(metrics, present, []))
+        async with asyncio.timeout(DEADLINE):
+            await first
+            assert await asyncio.to_thread(stored.wait, DEADLINE)
+            waiting = database._writer._work_queue.qsize
+            await asyncio.to_thread(wait_for, lambda: reading.done() or waiting(), "it has read, or waits for its turn")
+            if reading.done():
+                await evidence.update(metrics, present, [])
+            told.set()
+            await asyncio.gather(second, reading)
+        await metrics.write_records("one", [replace(record(1), seq=2)])
+        await evidence.update(metrics, present, [])
+        assert evidence.tested.requests == evidence.exposure.requests == 3
 
     asyncio.run(work())
 

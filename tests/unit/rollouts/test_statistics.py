@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import random
 from bisect import insort
-from math import inf, log, sqrt
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from math import inf, log, pi, sin, sqrt
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from stokerd.rollouts.statistics import (
     difference_bounds,
     level,
     log_evidence,
+    mean_bounds,
     quantile_bounds,
     rate_bounds,
     ratio_bounds,
@@ -366,3 +369,75 @@ def test_a_slower_arm_is_seen_no_later_than_by_the_published_two_sample_test(q: 
             if is_seen and is_seen_there:
                 break
     assert ours <= theirs
+
+
+# Means of series
+
+
+def wandering(seed: int, likeness: float, noise: float = 0.0) -> Iterator[float]:
+    """Values of mean 0 whose neighbours are as alike as that, with noise of its own on each."""
+    dice = random.Random(f"{likeness} {noise} {seed}")
+    x = dice.gauss(0, 1 / sqrt(1 - likeness**2))
+    while True:
+        yield x + noise * dice.gauss(0, 1)
+        x = likeness * x + dice.gauss(0, 1)
+
+
+def bursts(seed: int) -> Iterator[float]:
+    """One of two values for a while, then the other."""
+    dice = random.Random(seed)
+    x = dice.choice([-0.5, 0.5])
+    while True:
+        yield x
+        x = -x if dice.random() < 0.1 else x
+
+
+def swinging(seed: int) -> Iterator[float]:
+    """Up and down in 120 values, from anywhere on."""
+    phase = random.Random(seed).random() * 2 * pi
+    return (sin(phase + 2 * pi * i / 120) for i in count())
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        lambda seed: wandering(seed, 0.0),
+        lambda seed: wandering(seed, 0.9),
+        lambda seed: wandering(seed, 0.97, noise=4.0),
+        bursts,
+        swinging,
+    ],
+    ids=["noise", "neighbours alike", "a wave in noise", "bursts", "up and down"],
+)
+def test_a_series_whose_mean_is_at_its_limit_is_hardly_ever_said_to_be_over_it(
+    series: Callable[[int], Iterator[float]],
+) -> None:
+    """However often one looks: of 60 at most 3, at a level of 0.01, looking at 5, 6, 7, … to 600 values.
+
+    A comparison of the bare mean with the limit, at five values and later, is wrong in nearly all of them.
+    """
+    wrong = wrong_by_mean = 0
+    for seed in range(60):
+        values = list(islice(series(seed), 600))
+        looks = sorted({int(5 * 1.05**i) for i in range(98)})
+        wrong += any(mean_bounds(values[:n], 0.0, 0.01)[0] > 0 for n in looks)
+        wrong_by_mean += any(sum(values[:n]) > 0 for n in looks)
+    assert wrong <= 3
+    assert wrong_by_mean > 30
+
+
+@pytest.mark.parametrize(("noise", "alpha", "most"), [(0.0, 0.04, 70), (0.0, 0.002, 130), (0.3, 0.002, 200)])
+def test_a_series_that_is_clearly_over_its_limit_is_found_out_after_a_while(
+    noise: float, alpha: float, most: int
+) -> None:
+    """*noise*, alike in neighbours, in units of what it is over the limit."""
+    for seed in range(10):
+        values = [1 + noise * 0.6 * x for x in islice(wandering(seed, 0.8), most)]
+        assert any(mean_bounds(values[:n], 0.0, alpha)[0] > 0 for n in range(5, most + 1)), seed
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=60), st.floats(0, 1e6))
+def test_the_bounds_of_a_series_mean_are_around_it(values: list[float], limit: float) -> None:
+    low, high = mean_bounds(values, limit, 0.01)
+    assert low <= sum(values) / max(1, len(values)) <= high
+    assert len(values) >= 3 or (low, high) == (-inf, inf)

@@ -410,10 +410,27 @@ def test_an_evaluation_against_a_number_needs_no_value_of_stable() -> None:
 
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [([250.0] * 5, Pass), ([350.0] * 5, Fail), ([250.0] * 4, Starved), ([math.nan] * 9, Starved), ([], Starved)],
+    [
+        ([250.0] * 5, Pass),
+        ([350.0] * 5, Starved),
+        ([350.0] * 80, Fail),
+        ([*[450.0] * 20, *[170.0] * 20] * 2, Starved),
+        ([250.0] * 4, Starved),
+        ([math.nan] * 9, Starved),
+        ([], Starved),
+    ],
 )
 def test_a_series_is_judged_by_its_mean_and_never_by_too_few_values(values: list[float], kind: type) -> None:
     assert isinstance(both(SERIES, findings=Findings(series={"gpu_watts": values}, known_series=["gpu_watts"])), kind)
+
+
+def test_a_series_that_wants_proof_passes_once_its_whole_interval_is_within_the_limit() -> None:
+    wants = SERIES.model_copy(update={"proof": True})
+    for count, kind in ((10, Starved), (100, Pass)):
+        verdict = both(wants, findings=Findings(series={"gpu_watts": [250.0, 260.0] * count}))
+        assert isinstance(verdict, kind), verdict
+    assert verdict.reason.startswith("mean of gpu_watts in this step is 2")
+    assert verdict.reason.endswith(" at 95 %; limit 300; 200 values")
 
 
 def test_a_series_that_was_renamed_is_starved_and_the_new_name_is_suggested() -> None:
@@ -465,6 +482,49 @@ def test_a_row_of_failed_answers_trips(answers: str, row: int, said: str | None)
     assert hard_trip([kinds[a] for a in answers], row) == said
 
 
+def refused(who: str = "", sent: int = 100, *, path: str = "/v1/chat/completions", by: str = "unix:/x") -> Record:
+    made = record("candidate", failed=True, status=429 if not by else 400, caller=who)
+    return replace(made, request_bytes=sent, path=path, address=by)
+
+
+NONSENSE, OTHERS = refused(sent=100), refused(sent=101)
+CROWDED_OUT, NO_REPLICA = refused(by=""), replace(record("candidate", failed=True, status=503), address="")
+
+
+@pytest.mark.parametrize(
+    ("answers", "by_stable", "trips"),
+    [
+        ([NONSENSE] * 9, 0, False),
+        ([*[NONSENSE] * 4, OTHERS], 0, True),
+        ([*[NONSENSE] * 4, OTHERS], 4, True),
+        ([*[NONSENSE] * 4, OTHERS], 5, False),
+        ([*[NONSENSE] * 4, refused(path="/v1/completions")], 0, True),
+        ([refused("ada", sent) for sent in range(9)], 0, False),
+        ([*[refused("ada")] * 4, refused("bob")], 0, True),
+        ([*[NONSENSE] * 4, record("candidate", failed=True)], 9, True),
+        ([CROWDED_OUT] * 9, 0, False),
+        ([record("candidate", failed=True)] * 5 + [CROWDED_OUT] * 9, 0, True),
+        ([record("candidate"), *[record("candidate", failed=True)] * 4, CROWDED_OUT], 0, False),
+        ([NO_REPLICA] * 5, 9, True),
+    ],
+    ids=[
+        "one anonymous client who tries again and again", "two anonymous clients", "stable refused a few of them",
+        "stable refused as many", "the same to two paths", "one caller with many questions", "two callers",
+        "one of them is a failure", "the gateway refused all", "it refused some after failures",
+        "it refused some between", "no replica is well",
+    ],
+)  # fmt: skip
+def test_refusals_trip_only_when_different_clients_got_them_and_stable_answers_such(
+    answers: list[Record], by_stable: int, trips: bool
+) -> None:
+    assert (hard_trip(answers, 5, by_stable) is not None) == trips
+
+
+def test_where_one_failure_is_enough_one_refusal_is() -> None:
+    assert hard_trip([NONSENSE], 1) == "v7 failed its last answer: HTTP 400"
+    assert hard_trip([NONSENSE], 1, refused_by_stable=1) is None
+
+
 def reading(verdict: Verdict) -> GuardReading:
     return GuardReading(guard=ERRORS, verdict=verdict)
 
@@ -485,9 +545,9 @@ def test_alpha_is_shared_over_the_guards_in_which_chance_has_a_part() -> None:
     guards = [TOTAL, SCORE, TTFT, SERIES, ERRORS]
     readings = judge_all(guards, stable, candidate, ALPHA)
     assert [r.guard for r in readings] == guards
-    alone = judge_all([TOTAL], stable, candidate, ALPHA / 3)[0]
+    alone = judge_all([TOTAL], stable, candidate, ALPHA / 4)[0]
     assert readings[0] == alone
-    assert evidence(alone).confidence == pytest.approx(1 - ALPHA / 3)
+    assert evidence(alone).confidence == pytest.approx(1 - ALPHA / 4)
 
 
 def traffic(seed: int, share: float, *, slower: float = 1.0, failing: float = 0.0) -> Iterator[tuple[str, Record]]:

@@ -110,6 +110,35 @@ def test_no_points_can_not_be_asked_for(run: Run, metrics: Metrics) -> None:
         run(metrics.series("host.load_1m", since=0, until=9, max_points=0))
 
 
+def test_what_is_judged_is_what_was_measured_and_of_too_much_evenly_a_part(run: Run, metrics: Metrics) -> None:
+    run(metrics.write_samples([sample(t, t % 7) for t in range(1000)]))
+
+    def judged(most: int, until: float = 999) -> list[float]:
+        return run(metrics.moments("host.load_1m", since=0, until=until, most=most))
+
+    assert judged(1000) == [t % 7 for t in range(1000)]
+    assert judged(999) == judged(500) == [t % 7 for t in range(0, 1000, 2)]
+    assert judged(300) == [t % 7 for t in range(0, 1000, 4)]
+    assert judged(300, until=800) == [t % 7 for t in range(0, 801, 4)]
+    assert run(metrics.moments("host.cpu_percent", since=0, until=999, most=9)) == []
+
+
+def test_of_several_devices_their_mean_at_each_moment_is_judged(run: Run, metrics: Metrics) -> None:
+    for number, uuid in enumerate(("GPU-a", "GPU-b", "GPU-c")):
+        run(metrics.write_samples([sample(t, 10 * number + t, "device.power_watts", uuid=uuid) for t in range(4)]))
+    metrics.keep([sample(4, 7.0, "device.power_watts", uuid="GPU-b")])
+
+    def judged(*devices: str) -> list[float]:
+        return run(metrics.moments("device.power_watts", since=0, until=9, most=99, devices=devices))
+
+    assert judged() == [10, 11, 12, 13, 7]
+    assert judged("GPU-a", "GPU-b") == [5, 6, 7, 8, 7]
+    assert judged("GPU-c") == [20, 21, 22, 23]
+    assert judged("GPU-d") == []
+    run(metrics.write_samples([sample(1, 1.0)]))
+    assert run(metrics.moments("host.load_1m", since=0, until=9, most=99, devices=["GPU-a"])) == [1.0]
+
+
 points = st.dictionaries(st.integers(0, 10_000), st.integers(-1000, 1000), min_size=1, max_size=60)
 
 
