@@ -249,9 +249,14 @@ async def models(port: int) -> int:
         return len((await client.get(f"http://127.0.0.1:{port}/v1/models")).json()["data"])
 
 
-def test_a_worker_that_hangs_or_is_dead_holds_up_no_other(daemon: Stokerd) -> None:
+def test_a_worker_that_hangs_or_is_dead_holds_up_no_other(daemon: Stokerd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stokerd.serving.gateway._PUSH_SECONDS", PATIENCE_SECONDS)
     daemon.terminate()
     asyncio.run(_hold_up(daemon))
+
+
+PATIENCE_SECONDS = 6.0  # much, so that who had it can be told from who hadn't on a slow machine, too
+SOON_SECONDS = 4.0
 
 
 async def _hold_up(daemon: Stokerd) -> None:
@@ -276,8 +281,8 @@ async def _hold_up(daemon: Stokerd) -> None:
                     took = time.monotonic() - begin
                     with pytest.raises(httpx.HTTPError, match="worker 1"):
                         await push
-                    assert took < 0.4
-                    assert time.monotonic() - begin < (0.4 if number else 1.0)  # it knows then
+                    assert took < SOON_SECONDS
+                    assert number == 0 or time.monotonic() - begin < SOON_SECONDS, "it knows then"
                     assert link.acknowledged is None
             finally:
                 os.kill(pids[1], signal.SIGCONT)
@@ -288,7 +293,7 @@ async def _hold_up(daemon: Stokerd) -> None:
             begin = time.monotonic()
             with contextlib.suppress(httpx.HTTPError):
                 await link.push()
-            assert time.monotonic() - begin < 0.4
+            assert time.monotonic() - begin < SOON_SECONDS
             assert await known() > before
             await _until(lambda: link.acknowledged is not None and not link.message)
             table = json.loads((daemon.home.gateway / "routes.json").read_text())
