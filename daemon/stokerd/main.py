@@ -22,8 +22,8 @@ from stokerd.processes.groups import find_groups, name_of
 from stokerd.processes.supervisor import Supervisor
 
 _EPILOG = """\
-exit codes: 0 ended as asked, 2 bad arguments or settings, 3 another stokerd serves this home, 6 something needed
-can't be had (disk, socket), 1 a bug.
+exit codes: 0 ended as asked, 2 bad arguments or settings, 3 another stokerd serves this home, 5 a newer stokerd made
+its database, 6 something needed can't be had (disk, socket), 1 a bug.
 
 examples:
   stokerd                          serve the default home

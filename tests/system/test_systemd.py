@@ -296,6 +296,14 @@ def test_what_is_wrong_is_in_the_journal_with_its_priority_and_is_not_tried_fore
     (wrong,) = [m for m in mine if "stoker.yaml:1" in m]
     assert (mine[served], mine[wrong]) == ("6", "3")
     assert served.startswith("stokerd.app: stokerd ")
+    # The database of a newer Stoker is no more the service's to mend than its settings are.
+    service.home.config.write_text(f"gateway: {{port: {service.port}}}\n")
+    change = "import sqlite3; db = sqlite3.connect('/var/lib/stoker/state.db', isolation_level=None); "
+    change += "db.execute('UPDATE alembic_version SET version_num = 9999')"
+    service.box.run(sys.executable, "-c", change)  # from inside: SQLite doesn't take the path through /proc
+    assert service.box.run("systemctl", "start", "stokerd", check=False).returncode != 0
+    assert service.box.shows("stokerd", "ActiveState") == "failed"
+    assert service.box.shows("stokerd", "ExecMainStatus") == "5"
 
 
 @pytest.mark.parametrize("options", [[], ["--socket"], ["--home", "/srv/a b%c"]], ids=["plain", "socket", "odd home"])

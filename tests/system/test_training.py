@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from stoker.errors import Invalid, NotFound
 from stoker.types.base import now
 from stoker.types.registry import Model, Version
 from stoker.types.training import DatasetVersion, Failed, Run, Schedule
-from tests.harness import DEADLINE, Stokerd, state_of, wait_for
+from tests.harness import DEADLINE, STOKERD, Stokerd, state_of, wait_for
 
 TRAIN = """
 import json, os, pathlib, sys, time
@@ -162,6 +163,37 @@ def test_a_run_goes_on_while_the_daemon_is_dead_and_its_end_is_known_afterwards(
     daemon.wait_phase(Run, second.name, "succeeded")
     started = [e.name for e in daemon.events() if e.reason == "RunStarted"]
     assert sorted(started) == [first.name, second.name]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_run_that_was_ended_from_outside_is_lost_and_tried_again_though_it_exited_with_0(
+    daemon: Stokerd, retries: int
+) -> None:
+    """It saved what it had when it was told to end, as trainers do: no version is made of that."""
+    first = "trap 'exit 0' TERM; touch ../up; while :; do sleep 0.05; done"
+    script = f'echo $STOKER_ATTEMPT > $STOKER_OUTPUT/weights; test "$STOKER_ATTEMPT" = 2 && exit 0; {first}'
+    fields: dict[str, Any] = {
+        "registers": {"model": "m", "path": "weights"},
+        "checkpoint": "weights",
+        "retries": retries,
+    }
+    daemon.apply(f"kind: model\nname: m\n---\n{shell(script, backoff=0.1, **fields)}")
+    run = start(daemon)
+    wait_for((Path(run.folder) / "up").exists, "it runs and can be told to end")
+    daemon.terminate()
+    subprocess.run([STOKERD, "--home", daemon.root, "--end"], check=True, timeout=DEADLINE)
+    daemon.start()
+    told = daemon.wait_event("RunLost", run.name)
+    assert "exited with code 0" in told.message
+    if retries:
+        assert "from weights" in told.message
+        assert daemon.wait_phase(Run, run.name, "succeeded", "failed", "lost").attempt == 2
+        (version,) = daemon.client.list(Version)
+        assert (Path(version.folder) / "weights").read_text() == "2\n"
+    else:
+        assert daemon.client.get(Run, run.name).phase == "lost"
+        assert daemon.client.list(Version) == []
+    assert not [e for e in daemon.events() if e.name == run.name and e.reason in ("RunFailed", "RunRetrying")]
 
 
 def test_a_program_that_is_not_there_is_named(daemon: Stokerd) -> None:

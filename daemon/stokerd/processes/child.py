@@ -1,6 +1,6 @@
 """How the shim's fork becomes the program. Light: each shim loads it."""
 
-# ruff: noqa: PTH110, PTH123
+# ruff: noqa: PTH100, PTH110, PTH116, PTH119, PTH123
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import os
 import signal
 
-from stokerd.processes.kernel import PR_SET_PDEATHSIG, prctl
+from stokerd.processes.kernel import PR_SET_PDEATHSIG, prctl, stat_fields
 from stokerd.processes.records import COMMAND
 
 TYPE_CHECKING = False
@@ -18,7 +18,23 @@ if TYPE_CHECKING:  # the real one lives in a module that would cost each shim a 
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127  # exit codes of a program that could not be started, as shells have them
 
+MARK = "STOKER_PROCESS"  # in the environment of the program, and so of all that it starts; see `mark_of`
+
 GO, GO_UNBOUNDED = b".", b"r"  # what the fork is told: its group bounds its memory, or it has to do so itself
+
+
+def mark_of(folder: str, pid: int, start_ticks: int) -> str:
+    """What tells the tree of this one start from all others, of other homes, too. Raises OSError.
+
+    A process that left the session and closed the log pipe is known by it, where no cgroup holds it.
+
+    Args:
+        folder: of the process; known by its inode, for its path may have many names.
+        pid: of the program.
+        start_ticks: of the program, as /proc/PID/stat counts them: a later one may have its pid.
+    """
+    path = os.path.abspath(folder)
+    return f"{os.path.basename(path)}:{pid}:{start_ticks}:{os.stat(path).st_ino}"
 
 
 class StartError(Exception):
@@ -82,6 +98,8 @@ def become(command: dict[str, Any], shim: int, pipes: tuple[int, int, int]) -> s
     os.dup2(out, 1)
     os.dup2(out, 2)
     argv, cwd, env = command["argv"], command["cwd"], command["env"]
+    with contextlib.suppress(OSError):
+        env[MARK] = mark_of(os.curdir, os.getpid(), int(stat_fields(os.getpid())[19]))
     try:
         os.chdir(cwd)
     except OSError as error:

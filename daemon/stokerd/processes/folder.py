@@ -12,6 +12,7 @@ from typing import Any
 
 from stoker.errors import Unavailable
 from stokerd.processes import records
+from stokerd.processes.child import mark_of
 from stokerd.processes.group import Group, is_of
 from stokerd.processes.identity import Identity
 from stokerd.processes.kernel import boot_id
@@ -27,12 +28,16 @@ class CorruptRecordError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """What child.json says. ``log_pipe_inode`` names the pipe that the child's stdout and stderr are."""
+    """What child.json says. ``log_pipe_inode`` names the pipe that the child's stdout and stderr are.
+
+    ``mark`` is what all of the tree have in their environment.
+    """
 
     identity: Identity
     shim: Identity
     started_at: float
     log_pipe_inode: int
+    mark: str
 
 
 class Folder:
@@ -75,12 +80,16 @@ class Folder:
             return None
         try:
             boot = str(record["boot_id"])
+            identity = Identity.parse(boot, record["child"])
             return Child(
-                identity=Identity.parse(boot, record["child"]),
+                identity=identity,
                 shim=Identity.parse(boot, record["shim"]),
                 started_at=float(record["started_at"]),
                 log_pipe_inode=int(record["log_pipe_inode"]),
+                mark=mark_of(os.fspath(self.path), identity.pid, identity.start_ticks),
             )
+        except OSError as error:
+            raise self._unavailable("look at", ".", error) from error
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptRecordError(f"{records.CHILD} can't be understood: {error!r}") from error
 

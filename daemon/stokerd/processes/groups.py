@@ -27,6 +27,8 @@ from stokerd.processes.states import Bounds
 log = logging.getLogger(__name__)
 
 CONTROLLERS = ("memory", "cpu", "pids")
+NO_MEMORY_OF_TREES = "memory is bounded for each single process"
+"""What `Groups.message` says where a tree may take more memory than its bound; `stoker doctor` looks for it."""
 _MAKE_ATTEMPTS = 5  # a shim that removed the last group may remove the folder above, just while we make one in it
 
 
@@ -286,7 +288,7 @@ def _describe(hierarchies: tuple[Hierarchy, ...], why_none: str) -> str:
     have = {each for h in hierarchies for each in h.controllers}
     lacks = []
     if "memory" not in have:
-        lacks.append("memory is bounded for each single process")
+        lacks.append(NO_MEMORY_OF_TREES)
     if "pids" not in have:
         lacks.append("the number of processes is not bounded")
     if "cpu" not in have:

@@ -76,7 +76,7 @@ class Parent:
         result: dict[str, Any]
         try:
             if self._stop_asked:
-                result = {"signal": signal.SIGTERM, "message": ""}
+                result = {"signal": signal.SIGTERM, "message": "", "stop_asked": True}
             else:
                 self._start(read_command())
                 self._wait()
@@ -261,7 +261,7 @@ class Parent:
             "signal": -code if code < 0 else None,
             "ended_at": ended_at,
             "message": "",
-            "stop_asked": self._stop_sent,
+            "stop_asked": self._stop_asked or self._deadline is not None,  # sent or not: others may have sent theirs
             "rusage": {
                 "user_seconds": usage.ru_utime,
                 "system_seconds": usage.ru_stime,

@@ -1,8 +1,9 @@
 """Find and kill what a killed shim left behind. The kernel killed its child; the child's own children live on.
 
 They are all in the child's cgroup, where there is one. Beside it, and where there is none, each is recognised by what
-only the tree can have: the pipe to the dead shim, or a place in the child's session since a time when that session was
-surely the child's (its number may have passed to others, once its last member was gone).
+only the tree can have: the mark in its environment, the pipe to the dead shim, or a place in the child's session since
+a time when that session was surely the child's (its number may have passed to others, once its last member was gone).
+What cleared its environment, left the session and closed the pipe is not found without a cgroup.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+from stokerd.processes.child import MARK
 from stokerd.processes.folder import Child
 from stokerd.processes.group import Group
 from stokerd.processes.identity import Identity, has_ended, send
@@ -52,7 +55,10 @@ def find(child: Child, alive_until_ticks: int) -> list[Identity]:
             and child.identity.pid in (seen.session, seen.group)
             and child.identity.start_ticks <= seen.identity.start_ticks <= alive_until_ticks
         )
-        or (seen.identity.start_ticks >= child.identity.start_ticks and _holds_pipe(seen, child.log_pipe_inode))
+        or (
+            seen.identity.start_ticks >= child.identity.start_ticks
+            and (_has_mark(seen, child.mark) or _holds_pipe(seen, child.log_pipe_inode))
+        )
     ]
 
 
@@ -88,6 +94,14 @@ def _look(pid: int, boot: str) -> Seen | None:
     if fields[0] in "ZX":
         return None
     return Seen(Identity(boot, pid, int(fields[19])), int(fields[2]), int(fields[3]))
+
+
+def _has_mark(seen: Seen, mark: str) -> bool:
+    try:
+        environ = Path(f"/proc/{seen.identity.pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return os.fsencode(f"{MARK}={mark}") in environ.split(b"\0")
 
 
 def _holds_pipe(seen: Seen, inode: int) -> bool:

@@ -152,7 +152,11 @@ class Supervisor:
                 folder.rename(gone)  # at one stroke: half a folder would tell half a story
                 shutil.rmtree(gone)
         except OSError as error:
-            raise Unavailable(f"Can't remove {folder}: {error.strerror}.", code="process-not-forgotten") from error
+            raise Unavailable(
+                f"Can't remove {folder}: {error.strerror}.",
+                "See that its disk is well and that this user may write there; it is tried again.",
+                code="process-not-forgotten",
+            ) from error
         finally:
             if not folder.exists():
                 self._ended.pop(process, None)
@@ -179,7 +183,11 @@ class Supervisor:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise Unavailable(f"Can't list {self._folder}: {error.strerror}.", code="process-unreadable") from error
+            raise Unavailable(
+                f"Can't list {self._folder}: {error.strerror}.",
+                "See that its disk is well and that this user may read there; it is tried again.",
+                code="process-unreadable",
+            ) from error
 
     def adopt(self) -> None:
         """At the daemon's start: look at each process once, watch those that live, kill what dead shims left."""
@@ -277,7 +285,11 @@ class Supervisor:
         except ProcessLookupError:
             return self._find_shim(process, folder)  # it has ended since: then the lock is free now
         except OSError as error:
-            raise Unavailable(f"Can't watch {process}: {error.strerror}.", code="process-unreadable") from error
+            raise Unavailable(
+                f"Can't watch {process}: {error.strerror}.",
+                "Raise the daemon's limit of open files (`ulimit -n`, LimitNOFILE= of its unit); it is tried again.",
+                code="process-unreadable",
+            ) from error
         try:
             is_same = folder.lock_holder() == holder  # asked with the pid held fast: it is no one else's
         except Unavailable:
@@ -339,17 +351,24 @@ class Supervisor:
 
 def _check(command: Command) -> None:
     if not command.argv or not command.argv[0]:
-        raise Invalid("A command needs at least the name of a program.")
+        raise Invalid("A command needs at least the name of a program.", "Say which program to start.")
     for path in (command.cwd, command.log):
         if not Path(path).is_absolute():
-            raise Invalid(f"'{path}' is not an absolute path.")
+            raise Invalid(
+                f"'{path}' is not an absolute path.", "Write it from the root on, with a slash at its beginning."
+            )
     for text in (*command.argv, command.cwd, command.log, *command.env, *command.env.values()):
         try:
             os.fsencode(text)
         except UnicodeEncodeError as error:
-            raise Invalid(f"A command can't contain {text!r}: {error.reason}.") from error
+            raise Invalid(
+                f"A command can't contain {text!r}: {error.reason}.",
+                "Remove that character; any other of Unicode may be used.",
+            ) from error
         if "\0" in text:
-            raise Invalid(f"A command can't contain a NUL byte: {text!r}.")
+            raise Invalid(f"A command can't contain a NUL byte: {text!r}.", "Remove it, or pass the text in a file.")
     for name in command.env:
         if not name or "=" in name:
-            raise Invalid(f"'{name}' can't be the name of an environment variable.")
+            raise Invalid(
+                f"'{name}' can't be the name of an environment variable.", "Name it, and without an equals sign."
+            )

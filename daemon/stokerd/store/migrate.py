@@ -76,8 +76,12 @@ def _upgrade(path: Path) -> None:
 
 
 def _revision(path: Path, backups: Path) -> str | None:
+    """Look at the database, its write-ahead log included, and write to neither.
+
+    A connection that may write would, as the last one to close, move the log into a file that is not ours to change.
+    """
     try:
-        with closing(sqlite3.connect(path)) as connection:
+        with closing(_connect_to_look(path)) as connection:
             (healthy,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if healthy != "ok":
                 raise sqlite3.DatabaseError(" ".join(healthy.split()))
@@ -93,12 +97,20 @@ def _revision(path: Path, backups: Path) -> str | None:
         newest = max(backups.glob("state-*.db"), default=None)
         raise Unavailable(
             f"{path} is damaged ({error}); it was left untouched.",
-            f"Move it aside and copy the newest backup, {newest}, to its place."
-            if newest
-            else "There is no backup yet: move it aside to start anew.",
+            f"Move {path}, and {path}-wal and {path}-shm where they are, aside; "
+            + (f"copy the newest backup, {newest}, to its place." if newest else "no backup is there: it starts anew."),
             code="state-damaged",
         ) from error
     return None if row is None else str(row[0])
+
+
+def _connect_to_look(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.OperationalError."""
+    journal = path.with_name(f"{path.name}-journal")
+    if journal.exists() and journal.stat().st_size:
+        # Killed in its first moment, before it had a write-ahead log: only who may write can undo what was half done.
+        return sqlite3.connect(path)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _back_up(path: Path, backups: Path, revision: str) -> Path:

@@ -31,14 +31,14 @@ from stokerd.devices.inventory import Inventory
 from stokerd.processes.environment import inherited
 from stokerd.processes.kernel import age_seconds
 from stokerd.processes.logs import tail_lines
-from stokerd.processes.states import Absent, Alive, Command, Exited, Lost, ending
+from stokerd.processes.states import Absent, Alive, Command, Exited, Lost
 from stokerd.processes.supervisor import Supervisor
 from stokerd.registry.models import Registry
 from stokerd.store.content import ContentStore
 from stokerd.store.store import Query, Store, Transaction
 from stokerd.tracking.reader import Tracking
 from stokerd.training.command import Places, command_of, newest_checkpoint
-from stokerd.training.transitions import after_failure, longest_wait
+from stokerd.training.transitions import after_failure, how_it_ended, is_cut_off, longest_wait
 
 log = logging.getLogger(__name__)
 PROCESS_PREFIX = "run-"
@@ -131,10 +131,10 @@ class Runs:
                         return _LOOK_SECONDS
                     case Exited() | Lost() if not await self._handbacks.is_done(run.name, run.devices):
                         return _HANDBACK_SECONDS  # the next to use its devices may need what the driver has not back
-                    case Exited(exit_code=0):
+                    case Exited(exit_code=0, was_asked=False):
                         await self._succeed(run, started_at)
                     case Exited() | Lost() as observed:
-                        await self._fail(run, ending(observed), observed)
+                        await self._fail(run, how_it_ended(observed), observed)
             case Cancelling(process=process, because=because):
                 match self._supervisor.observe(process):
                     case Alive():
@@ -251,13 +251,12 @@ class Runs:
             return
         state = after_failure(run, why, observed, now())
         lines = await asyncio.to_thread(tail_lines, Path(run.folder) / "log", 5)
-        was_lost = isinstance(observed, Lost)
         if isinstance(state, Queued):
+            reason = "RunLost" if is_cut_off(run, observed) else "RunRetrying"
             run.attempt += 1
             wait = (state.not_before - now()).total_seconds()
             run.checkpoint = await self._checkpoint(run)
             point = f", from {Path(run.checkpoint).name}" if run.checkpoint else ""
-            reason = "RunLost" if was_lost else "RunRetrying"
             await self._end(run, state, reason, f"{run.name}: {why}; again in {wait:.0f} s{point}.", log=lines)
         elif isinstance(state, RunLost):
             await self._end(run, state, "RunLost", f"{run.name} was lost: {state.message}", log=lines)

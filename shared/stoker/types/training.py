@@ -162,7 +162,9 @@ class Failed(State):
 
 
 class RunLost(State):
-    """Cut off, by a crash of the machine or a killed supervisor, so that no exit status exists; no retry is left."""
+    """Cut off, by the end of the machine, of its supervisor or of all that ran, so that its exit status, if there is
+    one, says nothing; no retry is left.
+    """
 
     phase: Literal["lost"] = "lost"
     started_at: Time

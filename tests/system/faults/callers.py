@@ -54,13 +54,16 @@ class Callers:
         target = count() + more
         wait_for(lambda: count() >= target, f"{more} more answers of {wanted or 'any kind'}; heard: {self.answers}")
 
+    def others(self, *texts: str) -> Counter[str]:
+        """What they heard that is none of *texts*, so far."""
+        with self._lock:
+            return Counter({answer: count for answer, count in self.answers.items() if answer not in texts})
+
     def assert_heard_only(self, *texts: str, errors: int = 0) -> None:
         """Say that every answer was one of *texts*, but for so many proper errors and cut connections at most."""
-        others = {a: n for a, n in self.answers.items() if a not in texts}
+        others = self.others(*texts)
         assert not [a for a in others if a.startswith("wrong")], others
-        assert sum(others.values()) <= errors, (
-            f"{others} beside {self.answers.total() - sum(others.values())} good ones"
-        )
+        assert others.total() <= errors, f"{others} beside {self.answers.total() - others.total()} good ones"
 
     def _chat(self, number: int) -> None:
         is_stream = number % 2 == 1

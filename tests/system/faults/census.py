@@ -40,6 +40,15 @@ def lives(pid: int) -> bool:
     return bool(state := fields(pid)) and state[0] not in ("Z", "X")
 
 
+def has_let_go(pid: int) -> bool:
+    """Whether every thread of *pid* is dead: until then one may hold what a leader that is a zombie listened on."""
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return tasks == [str(pid)] and not lives(pid)
+
+
 def look(home: Path) -> list[Found]:
     """Every worker of the gateway, server, attempt of a run and shim of *home* that lives."""
     return [found for pid in _pids() if (found := _identify(pid, home)) is not None]

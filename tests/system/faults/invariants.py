@@ -144,8 +144,7 @@ def _paired(name: str, told: Sequence[Event], start: str, ends: frozenset[str], 
         is_last = number == len(attempts) - 1
         if attempt[0].reason != start:
             continue  # it never started: cancelled in the queue, retired while it waited
-        told_ends = [e for e in attempt[1:] if e.reason != "RunLost" or not _is_followed(attempt, e)]
-        count = len({e.reason for e in told_ends} - {"ReplicaStopped"}) or len(told_ends)
+        count = len(attempt[1:]) - _is_put_away(attempt)
         if count != (0 if is_last and is_open else 1):
             story = [f"{e.id} {e.reason}" for e in told]
             wrong.append(f"{name}: start {number + 1} has {count} ends told: {story}")
@@ -157,9 +156,14 @@ def _paired(name: str, told: Sequence[Event], start: str, ends: frozenset[str], 
     return wrong
 
 
-def _is_followed(attempt: Sequence[Event], event: Event) -> bool:
-    """Whether more is said of the same end: lost, and tried again."""
-    return event is not attempt[-1]
+def _is_put_away(attempt: Sequence[Event]) -> bool:
+    """Whether the last of these tells of no end of a process, but that what had ended already waits no longer."""
+    match [e.reason for e in attempt[1:]]:
+        case [*_, "RunRetrying" | "RunLost", "RunCancelled"]:
+            return True
+        case [*_, before, "ReplicaStopped"]:
+            return before != "ReplicaStopped"
+    return False
 
 
 def _said_once(name: str, life: Sequence[Event]) -> list[str]:

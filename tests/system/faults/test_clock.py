@@ -9,6 +9,7 @@ import mmap
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -115,14 +116,16 @@ def test_a_rollout_on_its_way(in_its_time: Scene, clock: tuple[Clock, dict[str, 
     scene, name = in_its_time, f"leap-{'forth' if leap > 0 else 'back'}"
     to = 3 - scene.client.get(Deployment, "chat").version
     with Callers(scene, 4) as callers:
+        begin = time.monotonic()
         scene.apply(
             f"{{kind: rollout, name: {name}, deployment: chat, to: {to}, guards: [{{metric: error_rate, limit: 0.1}}], "
             "keep_warm: 0s, "
-            "steps: [{type: canary, percent: 50, min_requests: 20, min_duration: 1s, max_duration: 20m}]}"
+            "steps: [{type: canary, percent: 50, min_requests: 20, min_duration: 5s, max_duration: 20m}]}"
         )
         scene.wait_phase(Rollout, name, "stepping")
         clock[0].set(leap)
         scene.wait_phase(Rollout, name, "promoted")
+    assert time.monotonic() - begin > 5
     callers.assert_heard_only("I am one", "I am two")
     scene.check()
 

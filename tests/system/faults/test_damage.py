@@ -162,26 +162,39 @@ def quiet() -> Iterator[Stokerd]:
         yield daemon
 
 
+def content(database: Path) -> dict[str, bytes]:
+    """What is in the database and in its write-ahead log, which a kill has left."""
+    files = (database, database.with_name(f"{database.name}-wal"))
+    assert all(file.stat().st_size for file in files)
+    return {file.name: file.read_bytes() for file in files}
+
+
+def move_aside(database: Path, said: str) -> None:
+    """Do what the hint says."""
+    hint = said.partition("Move ")[2].split()
+    for path in sorted(database.parent.glob(f"{database.name}*")):
+        if str(path) in {word.rstrip(",;") for word in hint}:
+            path.rename(path.with_name(f"damaged-{path.name}"))
+
+
 def test_a_damaged_state_db_is_refused_and_the_newest_backup_named_and_good(quiet: Stokerd) -> None:
     home = quiet.home
-    with closing(sqlite3.connect(home.state_db)) as db:
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     whole = home.state_db.read_bytes()
-    damaged = whole[:4096] + b"\xff" * 8192 + whole[4096 + 8192 :]
-    home.state_db.write_bytes(damaged)
+    home.state_db.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    damaged = content(home.state_db)
     code, said = refuses_to_start(quiet.root)
     newest = max(home.backups.glob("state-*.db"))
     assert (code, said.count("\n")) == (6, 1), said
     assert str(newest) in said
-    assert home.state_db.read_bytes() == damaged
-    home.state_db.rename(quiet.root / "damaged.db")
+    assert content(home.state_db) == damaged
+    move_aside(home.state_db, said)
     shutil.copy(newest, home.state_db)
     quiet.start()
     assert quiet.client.list(Job) == []  # newer than the backup
 
 
 def test_what_a_kill_left_in_the_write_ahead_log_does_no_harm_to_a_backup_in_its_place(quiet: Stokerd) -> None:
-    """Whoever follows the hint moves state.db and leaves its log, which belongs to the damaged file."""
+    """The log belongs to the damaged file: whoever follows the hint moves it aside, too."""
     home = quiet.home
     log = home.state_db.with_name("state.db-wal")
     assert log.stat().st_size > 0
@@ -190,10 +203,8 @@ def test_what_a_kill_left_in_the_write_ahead_log_does_no_harm_to_a_backup_in_its
         file.write(b"\xff" * size)
     code, said = refuses_to_start(quiet.root)
     assert code == 6, said
-    hint = said.partition("Move ")[2]
-    for path in sorted(quiet.root.glob("state.db*")):
-        if str(path) in hint or path == home.state_db:
-            path.rename(quiet.root / f"damaged-{path.name}")
+    move_aside(home.state_db, said)
+    assert not log.exists()
     shutil.copy(max(home.backups.glob("state-*.db")), home.state_db)
     quiet.start()
     with closing(sqlite3.connect(home.state_db)) as db:
@@ -206,12 +217,13 @@ def test_a_newer_schema_is_refused_and_left_alone(quiet: Stokerd) -> None:
     with closing(sqlite3.connect(quiet.home.state_db)) as db:
         db.execute("UPDATE alembic_version SET version_num = '9999'")
         db.commit()
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    before = quiet.home.state_db.read_bytes()
+        before = content(quiet.home.state_db)
+    for name, kept in before.items():  # closing has moved the log into the database, which a kill doesn't
+        (quiet.root / name).write_bytes(kept)
     code, said = refuses_to_start(quiet.root)
     assert (code, said.count("\n")) == (Conflict.exit_code, 1), said
     assert "9999" in said
-    assert quiet.home.state_db.read_bytes() == before
+    assert content(quiet.home.state_db) == before
     with closing(sqlite3.connect(quiet.home.state_db)) as db:
         db.execute("UPDATE alembic_version SET version_num = (SELECT ?)", (newest_revision(),))
         db.commit()

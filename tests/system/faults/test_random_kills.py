@@ -70,7 +70,7 @@ def life(chance: random.Random, start_seconds: float) -> float:
     return start_seconds + chance.uniform(0, LATE_SECONDS)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_fifty_kills_at_random_moments_under_load(tmp_path: Path) -> None:
     seed = int(os.environ.get("STOKER_FAULT_SEED") or random.randrange(2**32))
     print(f"STOKER_FAULT_SEED={seed}")  # shown when it fails
@@ -94,7 +94,8 @@ def test_fifty_kills_at_random_moments_under_load(tmp_path: Path) -> None:
                 for number in range(3 * KILLS):
                     if number >= KILLS and len(work.runs) >= 5 and work.rollouts:
                         break  # else it hardly ever lived for long enough to be asked for anything
-                    threading.Event().wait(life(chance, scene.start_seconds))
+                    slowness = max(1.0, 2 * number / KILLS - 1)  # other work on the machine may have come since
+                    threading.Event().wait(life(chance, scene.start_seconds * slowness))
                     scene.kill()
                     scene.spawn()
                 scene.wait_up()

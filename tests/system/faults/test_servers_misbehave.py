@@ -11,6 +11,7 @@ import pytest
 
 from stoker.types.serving import Deployment, Replica
 from stoker.types.training import Failed, Run
+from stokerd.processes.groups import NO_MEMORY_OF_TREES
 from tests.harness import state_of, wait_for
 from tests.system.faults import census
 from tests.system.faults.callers import Callers, ask
@@ -120,6 +121,19 @@ def test_a_crash_loop_ends_in_failed_with_the_last_words(world: Scene, shared: S
     delete(shared, "crashes")
 
 
+def test_failures_that_lie_a_healthy_period_apart_are_no_crash_loop(world: Scene, shared: Scene) -> None:
+    shared.apply(spec("steady", extra="restart: {limit: 1, backoff: 0.1s, healthy_after: 0.5s}"))
+    shared.wait_phase(Deployment, "steady", "ready")
+    for failure in range(3):
+        wait_for(lambda: shared.client.get(Replica, "steady-v1-0").failures == 0, f"{failure} failures are forgiven")
+        before = shared.client.host().last_event_id
+        shared.kill_pid(shared.server_of("steady-v1-0"))
+        shared.wait_event("ReplicaBackingOff", "steady-v1-0", after=before)
+        shared.wait_event("ReplicaReady", "steady-v1-0", after=before)
+    assert not [e for e in shared.events() if (e.reason, e.name) == ("ReplicaFailed", "steady-v1-0")]
+    delete(shared, "steady")
+
+
 def test_never_ready_ends_in_failed_and_its_process_with_it(world: Scene, shared: Scene) -> None:
     shared.apply(spec("late", "never", extra="restart: {limit: 0}\nstart_timeout: 1s"))
     shared.wait_event("ReplicaStarting", "late-v3-0")
@@ -131,7 +145,7 @@ def test_never_ready_ends_in_failed_and_its_process_with_it(world: Scene, shared
 
 
 def test_out_of_memory_is_told_as_that(world: Scene, shared: Scene) -> None:
-    if "memory" not in shared.client.host().limits:
+    if NO_MEMORY_OF_TREES in shared.client.host().limits:
         pytest.skip(f"no memory limits on this host: {shared.client.host().limits}")
     hog = f'"{sys.executable}", -c, "{HOG}"'
     shared.apply(f"{{kind: job, name: hog, command: [{hog}], limits: {{memory: 64MiB}}}}")

@@ -16,6 +16,7 @@ from stoker.cli import doctor
 from stoker.cli.checks import CHECKS, Finding, Look, capacity, gpu, linux, pythons, service, storage
 from stoker.cli.doctor import look_at
 from stoker.paths import find_home
+from stokerd.processes.groups import Groups, Hierarchy
 from tests.nvml.fleet import LOST, Fleet, Gpu, build
 from tests.unit.cli.conftest import Stoker
 from tests.unit.cli.stand_in import StandIn
@@ -236,9 +237,17 @@ def test_cgroups_are_told_as_the_daemon_sees_them(machine: Machine, daemon: Stan
     assert "no cgroups" in only(linux.cgroups(machine.look)).message
     machine.lay("sys/fs/cgroup/cgroup.controllers", "memory")
     assert "cgroup v2" in only(linux.cgroups(machine.look)).message
-    for limits, level in (("cgroup v2 (memory)", "ok"), ("rlimits and process groups only", "warn")):
+    alone = frozenset({"memory"})
+    for hierarchies, level in (
+        ((Hierarchy("/", "/b", 2, alone),), "ok"),
+        ((Hierarchy("/", "/b", 2, has_kill=True), Hierarchy("/", "/b", 1, alone)), "ok"),
+        ((Hierarchy("/", "/b", 2, has_kill=True),), "warn"),  # what kills a whole tree bounds none
+        ((Hierarchy("/", "/b", 2, frozenset({"cpu", "pids"})),), "warn"),
+        ((), "warn"),
+    ):
+        limits = Groups("n", hierarchies).message
         look = replace(machine.look, host=daemon.host.model_copy(update={"limits": limits}))
-        assert only(linux.cgroups(look)).level == level
+        assert only(linux.cgroups(look)).level == level, limits
 
 
 def test_every_check_has_a_name_and_torch_is_never_loaded_here() -> None:

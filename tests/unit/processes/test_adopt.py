@@ -133,6 +133,47 @@ def test_what_a_killed_shim_left_is_killed_by_the_next_daemon(bench: Bench) -> N
     assert not is_running(worker)
 
 
+def test_what_left_the_session_and_closed_the_pipe_is_known_by_its_environment(bench: Bench, tmp_path: Path) -> None:
+    """A daemon that the program made. Those of other starts, whose marks resemble its own, are let live."""
+    bench.sh("(setsid sh -c 'echo daemon $$; exec >/dev/null 2>&1; cd /; exec sleep 600' &); echo up; exec sleep 600")
+    bench.says("up")
+    daemon = bench.pid_after("daemon")
+    until(lambda: Path(f"/proc/{daemon}/comm").read_text() == "sleep\n")
+    (tmp_path / "other").mkdir()
+    other = Bench(tmp_path / "other")  # another home, in which a process of the same name lives
+    other.sh("echo up; exec sleep 600")
+    other.says("up")
+    mark = mark_in(daemon)
+    name, pid, ticks, inode = mark.split(":")
+    assert (name, int(pid)) == ("p", bench.alive().pid)
+    strange = {"STOKER_PROCESS": f"p:{pid}:{int(ticks) + 1}:{inode}", "MY_STOKER_PROCESS": mark}
+    bystanders = [
+        os.posix_spawn("/bin/sleep", ["sleep", "600"], env, setsid=True)
+        for env in (strange, {"STOKER_PROCESS": f"{mark}1"}, {})
+    ]
+    try:
+        bench.supervisor.close()
+        os.kill(bench.shim(), signal.SIGKILL)
+        new = bench.again()
+        new.adopt()
+        assert isinstance(bench.end(supervisor=new), Lost)
+        assert not is_running(daemon)
+        assert all(is_running(each) for each in bystanders)
+        assert isinstance(other.supervisor.observe("p"), Alive)
+        assert is_running(other.alive().pid or 0)
+    finally:
+        for each in bystanders:
+            os.kill(each, signal.SIGKILL)
+            os.waitpid(each, 0)
+        other.clean()
+
+
+def mark_in(pid: int) -> str:
+    environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    (mark,) = [each for each in environ if each.startswith("STOKER_PROCESS=")]
+    return mark.partition("=")[2]
+
+
 def test_a_program_dies_with_its_shim_even_when_no_daemon_is_there(bench: Bench) -> None:
     bench.sh("echo up; sleep 600")
     bench.says("up")
@@ -236,8 +277,12 @@ def test_a_supervisor_that_cant_see_concludes_nothing(bench: Bench) -> None:
         while True:
             hogs.append(os.open("/dev/null", os.O_RDONLY))
     except OSError:
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as blind:
             new.observe("p")
+        assert blind.value.hint
+        with pytest.raises(Unavailable) as blind:
+            new.ids()
+        assert blind.value.hint
         with pytest.raises(Unavailable):
             new.start("q", bench.command("true"))
     finally:

@@ -36,6 +36,8 @@ def test_the_program_has_exactly_the_environment_it_was_given_its_folder_and_an_
     bench.supervisor.start("p", Command(argv, os.fspath(bench.root), env, os.fspath(bench.log)))
     assert bench.exited().exit_code == 0
     got = bench.log.read_bytes().decode()
+    child, inode = bench.record("child.json")["child"], (bench.folder / "p").stat().st_ino
+    env |= {"STOKER_PROCESS": f"p:{child['pid']}:{child['start_ticks']}:{inode}"}  # by which its tree is known
     expected = sorted((os.fsencode(name), os.fsencode(value)) for name, value in env.items())
     # CPython itself may add LC_CTYPE to an environment without a locale (PEP 538).
     assert got.replace(", (b'LC_CTYPE', b'C.UTF-8')", "") == f"{expected} {bench.root} '' é\n"
@@ -147,8 +149,9 @@ def test_a_command_that_no_kernel_would_take_is_refused_and_leaves_nothing(
     bench: Bench, change: dict[str, object]
 ) -> None:
     command = {"argv": ("true",), "cwd": "/", "env": {}, "log": os.fspath(bench.log)} | change
-    with pytest.raises(Invalid):
+    with pytest.raises(Invalid) as refused:
         bench.supervisor.start("p", Command(**command))  # type: ignore[arg-type]
+    assert refused.value.hint
     assert bench.supervisor.ids() == []
 
 

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from stoker.errors import Conflict
+from stokerd.processes.spares import SHIM
 from stokerd.processes.states import Absent, Alive
 from tests.process_kit import Bench, is_running, until
 
@@ -76,6 +78,47 @@ def test_a_frozen_shim_is_woken_by_a_stop(bench: Bench) -> None:
     os.kill(bench.shim(), signal.SIGSTOP)
     bench.supervisor.stop("p", 600)
     assert bench.exited().signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize("trap", ["", "trap 'exit 0' TERM;"], ids=["dies", "exits"])
+def test_a_signal_to_all_is_a_stop_though_the_program_dies_before_its_shim_has_sent_one(
+    bench: Bench, trap: str
+) -> None:
+    """As systemd does at a shutdown: all are halted, told to end, and go on."""
+    bench.sh(f"{trap} echo up; while :; do sleep 0.01; done")
+    bench.says("up")
+    shim, child = bench.shim(), bench.alive().pid
+    assert child
+    os.kill(shim, signal.SIGSTOP)
+    until(lambda: _state(shim) == "T")
+    os.kill(shim, signal.SIGTERM)
+    os.kill(child, signal.SIGTERM)
+    until(lambda: _state(child) == "Z")
+    os.kill(shim, signal.SIGCONT)
+    end = bench.exited()
+    assert (end.exit_code, end.signal) == ((0, None) if trap else (None, signal.SIGTERM))
+    assert end.was_asked
+
+
+def test_a_stop_before_the_program_was_started_is_one_too(bench: Bench) -> None:
+    """The shim hears of it when its command is only being looked at: nothing was started then."""
+    folder = bench.folder / "p"
+    bench.sh("exit 3")
+    bench.exited()
+    for name in ("child.json", "exit.json", "lock"):
+        (folder / name).unlink()
+    pid = os.posix_spawn(
+        sys.executable, [sys.executable, "-I", "-S", os.fspath(SHIM), os.fspath(folder)], {}, setsid=True,
+        setsigmask=[signal.SIGTERM],
+    )  # fmt: skip
+    os.kill(pid, signal.SIGTERM)
+    os.waitpid(pid, 0)
+    end = bench.exited(supervisor=bench.again())
+    assert (end.signal, end.was_asked) == (signal.SIGTERM, True)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
 
 
 def test_stopping_what_is_absent_or_over_does_nothing(bench: Bench) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from stoker.types.serving import (
     Warm,
 )
 from stokerd.store import migrate as migrate_module
+from stokerd.store import tables
 from stokerd.store.migrate import migrate
-from stokerd.store.store import Query, Transaction, open_engine
+from stokerd.store.store import Query, Store, Transaction, open_engine
 
 ASLEEP = Asleep(process="replica-d-v1-0-1", since=now(), devices=["GPU-0"])
 WAKING = Waking(process="replica-d-v1-0-1", since=now())
@@ -57,6 +60,23 @@ def downgraded(folder: Path, *resources: Resource) -> Iterator[Session]:
     engine.dispose()
 
 
+def goes_on(folder: Path) -> list[Resource]:
+    """Upgrade what was downgraded, as a daemon does that starts; returns all that its store has, each saved anew."""
+
+    async def work() -> list[Resource]:
+        store = Store(folder / "state.db")
+        try:
+            kept = await store.read(lambda query: [each for kind in tables.ROWS for each in query.all(kind)])
+            for each in kept:
+                await store.write(partial(Transaction.save, resource=each, reason="Kept", message="It is there."))
+            return kept
+        finally:
+            store.close()
+
+    assert migrate(folder / "state.db", folder / "backups") is not None
+    return asyncio.run(work())
+
+
 @pytest.mark.parametrize(
     ("state", "fields", "phase"),
     [
@@ -82,6 +102,9 @@ def test_a_server_that_sleeps_is_started_anew_by_the_stoker_before(
         assert [r.name for r in Query(session).all(Replica, phase=phase)] == ["d-v1-0"]
         document = session.connection().exec_driver_sql("SELECT document FROM replica").scalar_one()
         assert not {"rests", "start_seconds"} & json.loads(document).keys()
+    (again,) = goes_on(tmp_path)
+    assert isinstance(again, Replica)
+    assert (again.name, again.phase, again.wanted) == ("d-v1-0", phase, replica.wanted)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +144,4 @@ def test_a_rollout_that_the_stoker_before_could_not_go_on_with_is_gone_and_its_d
             assert not set(kept) & {"plan", "exposure", "decided"}
             assert kept["candidate_errors"] == 4
             assert set(kept["state"]) == {"phase", "step", "since"}
+    assert {(each.kind, each.name) for each in goes_on(tmp_path)} == {("deployment", "d"), *[("rollout", "r")][:stays]}

@@ -79,25 +79,76 @@ def test_an_upgrade_ends_with_its_daemon(tmp_path: Path) -> None:
     assert not (tmp_path / "state.db").exists()
 
 
-def test_a_newer_schema_is_left_untouched(tmp_path: Path) -> None:
-    migrate(tmp_path / "state.db", tmp_path / "backups")
-    with closing(sqlite3.connect(tmp_path / "state.db")) as db, db:
-        db.execute("UPDATE alembic_version SET version_num = '9999'")
-    with closing(sqlite3.connect(tmp_path / "state.db")) as db:
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    before = (tmp_path / "state.db").read_bytes()
+def kill_after(path: Path, *statements: str) -> dict[Path, bytes]:
+    """Do *statements* as a daemon does that is killed then; returns what is in the database and its write-ahead log."""
+    with closing(sqlite3.connect(path)) as db:
+        for statement in statements:
+            db.execute(statement)
+        db.commit()
+        left = {file: file.read_bytes() for file in path.parent.glob(f"{path.name}*")}
+    for file, content in left.items():  # closing has moved the log into the database, which a kill doesn't
+        file.write_bytes(content)
+    kept = {file: content for file, content in left.items() if not file.name.endswith("-shm")}
+    assert len(kept) == 2
+    assert all(kept.values())
+    return kept
+
+
+@pytest.mark.parametrize("is_copy", [False, True], ids=["killed", "copied without its -shm"])
+def test_a_newer_schema_is_left_untouched(tmp_path: Path, is_copy: bool) -> None:
+    path = tmp_path / "a b%c#d" / "state.db"
+    path.parent.mkdir()
+    migrate(path, tmp_path / "backups")
+    before = kill_after(path, "UPDATE alembic_version SET version_num = '9999'")
+    if is_copy:
+        path.with_name("state.db-shm").unlink()
     with pytest.raises(Conflict, match="schema 9999"):
-        migrate(tmp_path / "state.db", tmp_path / "backups")
-    assert (tmp_path / "state.db").read_bytes() == before
+        migrate(path, tmp_path / "backups")
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_what_a_kill_left_in_the_write_ahead_log_is_not_lost(tmp_path: Path) -> None:
+    migrate(tmp_path / "state.db", tmp_path / "backups")
+    kill_after(tmp_path / "state.db", "CREATE TABLE kept (x)", "INSERT INTO kept VALUES (7)")
+    saved = migrate(tmp_path / "state.db", tmp_path / "backups")
+    assert saved is not None
+    for path in (saved, tmp_path / "state.db"):
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute("SELECT x FROM kept").fetchone() == (7,)
+
+
+def test_a_database_that_was_killed_before_it_had_a_write_ahead_log_is_mended(tmp_path: Path) -> None:
+    """Half a transaction lies in it, and a rollback journal beside it, which only who may write can undo."""
+    path = tmp_path / "state.db"
+    program = f"""
+import os, signal, sqlite3
+db = sqlite3.connect({str(path)!r})
+db.execute("CREATE TABLE half (x)")
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+db.executemany("INSERT INTO half VALUES (?)", [("x" * 4000,)] * 100)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    assert path.with_name("state.db-journal").stat().st_size
+    migrate(path, tmp_path / "backups")
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM half").fetchone() == (0,)
+        assert db.execute("SELECT version_num FROM alembic_version").fetchone() == (revisions()[-1],)
 
 
 def test_a_damaged_database_is_refused_and_the_newest_backup_named(tmp_path: Path) -> None:
     migrate(tmp_path / "state.db", tmp_path / "backups")
     saved = migrate(tmp_path / "state.db", tmp_path / "backups")
-    (tmp_path / "state.db").write_bytes(b"not a database at all" * 500)
+    path = tmp_path / "state.db"
+    before = kill_after(path, "CREATE TABLE kept (x)")
+    before[path] = before[path][:4096] + b"\xff" * (len(before[path]) - 4096)
+    path.write_bytes(before[path])
     with pytest.raises(Unavailable) as refused:
-        migrate(tmp_path / "state.db", tmp_path / "backups")
+        migrate(path, tmp_path / "backups")
+    assert {file: file.read_bytes() for file in before} == before
     assert str(saved) in refused.value.hint
+    assert f"{path}-wal" in refused.value.hint, "left beside a backup it would be taken for the backup's"
     assert refused.value.code == "state-damaged"
 
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.types.training import Failed, JobSpec, Queued, Run, RunLost, Running
+from stoker.types.training import Cancelling, Failed, JobSpec, Queued, Run, RunLost, Running
 from stokerd.backoff import JITTER
 from stokerd.processes.states import Exited, Lost, ending
-from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure, longest_wait
+from stokerd.training.transitions import BACKOFF_CAP_SECONDS, after_failure, how_it_ended, is_cut_off, longest_wait
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -47,6 +48,30 @@ def test_a_run_that_was_cut_off_is_retried_like_others_and_lost_when_no_retry_is
     lost = after_failure(run(2, 1), "the machine went down", Lost("x", by_reboot=True), NOW)
     assert isinstance(lost, RunLost)
     assert "at attempt 2 of 2" in lost.message
+
+
+@pytest.mark.parametrize(
+    "asked", [Exited(0, None, 0, 1, was_asked=True), Exited(3, None, 0, 1, was_asked=True),
+              Exited(None, 15, 0, 1, was_asked=True)]
+)  # fmt: skip
+def test_a_run_that_was_told_to_end_though_nobody_decided_so_was_cut_off_whatever_it_exited_with(asked: Exited) -> None:
+    """By `stokerd --end`, or the machine's shutdown."""
+    assert is_cut_off(run(1, 1), asked)
+    assert "from outside" in how_it_ended(asked)
+    retried = after_failure(run(1, 1), how_it_ended(asked), asked, NOW)
+    assert isinstance(retried, Queued)
+    assert "attempt 1 was lost" in retried.why
+    lost = after_failure(run(2, 1), how_it_ended(asked), asked, NOW)
+    assert isinstance(lost, RunLost)
+    assert "at attempt 2 of 2" in lost.message
+
+
+def test_a_run_that_was_told_to_end_because_its_time_was_up_has_failed() -> None:
+    late = run(1, 0)
+    late.state = Cancelling(process="p", started_at=NOW, because="timeout")
+    asked = Exited(None, 15, 0, 1, was_asked=True)
+    assert not is_cut_off(late, asked)
+    assert isinstance(after_failure(late, "it ran for too long", asked, NOW), Failed)
 
 
 def test_a_clock_that_is_set_back_makes_no_run_wait_longer_than_it_was_to() -> None:

@@ -12,6 +12,7 @@ from stoker.cli.checks.finding import Finding, Look
 
 _OLDEST = (5, 4)  # pidfds that can be waited for
 _MIN_WATCHES, _MIN_INSTANCES = 8192, 128
+_NO_MEMORY_OF_TREES = "memory is bounded for each single process"  # as the daemon's sentence on limits has it
 _STA_UNSYNC, _TIME_ERROR = 0x40, 5
 _BUILT = 1_767_225_600.0  # 2026-01-01: an earlier time is surely wrong
 
@@ -41,9 +42,11 @@ def cgroups(look: Look) -> Iterator[Finding]:
     """How limits are enforced: as the daemon says, else as it looks from here."""
     hint = "Let systemd run the daemon (`stoker install-service`): it gives it cgroups of its own."
     if look.host is not None and look.host.limits:
-        level: str = "warn" if "rlimits" in look.host.limits else "ok"
         message = f"limits of runs and servers are enforced by {look.host.limits}."
-        yield Finding("cgroups", "warn", message, hint) if level == "warn" else Finding("cgroups", "ok", message)
+        if _NO_MEMORY_OF_TREES in look.host.limits:
+            yield Finding("cgroups", "warn", message, hint)
+        else:
+            yield Finding("cgroups", "ok", message)
         return
     top = look.path("/sys/fs/cgroup")
     if (top / "cgroup.controllers").exists():
