@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from stoker.paths import Home
+from stoker.types.events import Event
 from stokerd.config import GatewayConfig
 from stokerd.processes.supervisor import Supervisor
-from stokerd.serving.gateway import GatewayLink
+from stokerd.serving.gateway import GatewayLink, _record
 from stokerd.serving.gateway_worker import GatewayWorker, WorkerName
 from stokerd.store.store import Store
 from stokerd.telemetry.metrics import Metrics
+from tests.unit.state import make_state_db
 
 NOW = time.monotonic()
 
@@ -52,3 +56,21 @@ def test_a_replaced_worker_is_let_finish(
     worker = former(link, told_seconds_ago, **state)
     link._served_since = None if served_seconds is None else time.monotonic() - served_seconds
     assert link._may_go(worker.process, worker) is may_go
+
+
+@pytest.mark.parametrize(
+    ("then", "count"),
+    [({"worker": 0, "ended_at": 5.0}, 1), ({"worker": 1, "ended_at": 5.0}, 2), ({"worker": 0, "ended_at": 6.0}, 2)],
+    ids=["the same end", "of another worker", "its next end"],
+)
+def test_an_end_is_told_once_by_whichever_daemon(tmp_path: Path, then: dict[str, Any], count: int) -> None:
+    async def tell() -> list[Event]:
+        store = Store(make_state_db(tmp_path))
+        try:
+            for data in ({"worker": 0, "ended_at": 5.0}, then):
+                await store.write(partial(_record, reason="GatewayFailed", sentence="it ended.", data=data))
+            return await store.read(lambda q: q.events(0, kind="gateway"))
+        finally:
+            store.close()
+
+    assert len(asyncio.run(tell())) == count
