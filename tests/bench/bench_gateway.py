@@ -3,13 +3,15 @@
 Each proxy alone has core 0 (the others are held still meanwhile); the load and the one backend share core 1. Rounds are
 interleaved and medians taken: still, trust ratios, not decimals. ``chrt -r 1`` in front keeps other work out.
 
-- **A**: a small chat asked again and again, a 603-byte JSON answer, over 32 connections; then over one, for the latency
-  that a proxy adds.
+- **A**: a small chat of 64 callers asked again and again, a 603-byte JSON answer, over 32 connections; then over one,
+  for the latency that a proxy adds. One request of four has a ``traceparent`` of its own, so that its head is new.
 - **B**: 200 streams of 64 chunks, one every 5 ms: chunks a second, and how late they come.
 
 The gateway alone, then: its memory while 2,000 connections stream, and 1,000 streams of 50 tokens a second over two
-workers. It has all on that a deployment can have: API keys with limits, two arms that callers stick to, a header's
-target, bounds and queue, two replicas for each arm, and its records fetched all the while.
+workers. It has on what a rollout in a canary step has: API keys with limits, two arms that callers stick to, a cap on
+the callers of the candidate, a header's target, servers that call the model something else (an adapter's name goes into
+each body), bounds and queue, two replicas for each arm, and its records fetched all the while. A gateway that copies
+10 % of the requests to a shadow besides has a row of its own; the same backend answers those. TLS is off everywhere.
 
 Needs wrk, taskset and cc; says so and ends with 0 without them. What it is measured beside may be missing, but not
 nginx. Prints a table, and last one line of JSON.
@@ -40,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from stokerd.gateway.wire import Arm, Key, Route, RouteTable, Target  # noqa: I001
 from tests.bench import figures, proxies
-from tests.bench.loads import KEY, Loads, Streamed
+from tests.bench.loads import CALLERS, KEY, Loads, Streamed
 from tests.harness import free_port
 from tests.system.upstream import GatewayProcess
 
@@ -51,7 +53,8 @@ MANY_CONNECTIONS = 2_000
 LONG_STREAMS, LONG_GAP_MS = 1_000, 20.0
 TABLES = 200
 BODY = json.dumps({"model": "m", "user": "bench", "messages": [{"role": "user", "content": "Hi"}]})
-US = "stoker"
+US, WITH_SHADOW = "stoker", "stoker-shadow"
+SHADOW_PERCENT = 10.0
 
 
 @dataclass
@@ -123,15 +126,17 @@ class Reader(threading.Thread):
         self._is_ended.set()
 
 
-def table(addresses: tuple[str, str]) -> RouteTable:
-    """All features on."""
-    arms = (Arm("stable", 1, 90, addresses), Arm("candidate", 2, 10, addresses))
+def table(addresses: tuple[str, str], shadow_percent: float = 0.0) -> RouteTable:
+    """What a deployment in a canary step may have, and a shadow if there is a share for it."""
+    arms = (Arm("stable", 1, 90, addresses, model="m-v1"), Arm("candidate", 2, 10, addresses, model="m-v2"))
     much = 1_000_000_000
     route = Route(
         deployment="m",
         salt="rollout-1",
         arms=arms,
+        shadow=Arm("shadow", 3, shadow_percent, addresses, model="m-v3") if shadow_percent else None,
         targets=(Target("candidate", header="x-canary"),),
+        max_callers=CALLERS,
         aliases=("small",),
         versions=(("champion", 1), ("challenger", 2)),
         hold_seconds=5.0,
@@ -146,13 +151,19 @@ def table(addresses: tuple[str, str]) -> RouteTable:
 
 @contextmanager
 def worker(
-    folder: Path, addresses: tuple[str, str], core: int, *, name: str = "c", listen: str = "127.0.0.1:0"
+    folder: Path,
+    addresses: tuple[str, str],
+    core: int,
+    *,
+    name: str = "c",
+    listen: str = "127.0.0.1:0",
+    shadow_percent: float = 0.0,
 ) -> Iterator[GatewayProcess]:
     """A gateway's worker that follows `table`, with someone who fetches its records."""
     folder.mkdir(exist_ok=True)
     with GatewayProcess(root=folder, worker=name, listen=listen) as gateway:
         psutil.Process(gateway.process.pid).cpu_affinity([core])
-        answer = gateway.control.put("/routes", json=table(addresses).as_dict())
+        answer = gateway.control.put("/routes", json=table(addresses, shadow_percent).as_dict())
         assert answer.status_code == 200, answer.text
         reader = Reader(gateway.control_path)
         reader.start()
@@ -306,12 +317,20 @@ def run(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> dict[s
             candidates.append(Candidate(name, port, process))
             proxies.suspend(process)
     addresses = f"unix:{sockets[0]}", f"unix:{sockets[1]}"
-    with worker(folder / "w0", addresses, PROXY_CORE) as gateway:
-        process = psutil.Process(gateway.process.pid)
-        candidates.append(Candidate(US, gateway.place[1], process))
-        proxies.suspend(process)
-        measure(candidates, loads, arguments.rounds, arguments.seconds)
-        proxies.resume(process)
+    with (
+        worker(folder / "w0", addresses, PROXY_CORE) as gateway,
+        worker(folder / "w1", addresses, PROXY_CORE, shadow_percent=SHADOW_PERCENT) as copying,
+    ):
+        ours = {WITH_SHADOW: copying, US: gateway}
+        processes = [psutil.Process(us.process.pid) for us in ours.values()]
+        for (name, us), process in zip(ours.items(), processes, strict=True):
+            candidates.append(Candidate(name, us.place[1], process))
+            proxies.suspend(process)
+        try:
+            measure(candidates, loads, arguments.rounds, arguments.seconds)
+        finally:
+            for process in processes:
+                proxies.resume(process)
         effects = sorted(table_effects(gateway, addresses, loads))
         many = memory_of_many(gateway, loads)
     nginx = next(c for c in candidates if c.name == "nginx")

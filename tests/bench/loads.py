@@ -14,6 +14,9 @@ from tests.harness import wait_for
 
 KEY = "sk-bench-0123456789abcdef"
 CALLERS = 64
+NEW_HEADS = 4
+"""Of so many small requests one has a head that nobody saw before, with a ``traceparent`` of its own; others are alike
+but for their caller."""
 SMALL = {"model": "m", "messages": [{"role": "user", "content": "Say hello to everyone in the room, please."}]}
 _SOURCES = Path(__file__).parent
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -129,14 +132,29 @@ def _request(asked: object, caller: int) -> bytes:
 
 
 def _lua() -> str:
-    """A script for wrk: requests made once, taken in turn."""
+    """A script for wrk: requests made once, taken in turn; those with a new head get its trace in between."""
     fields = [", ".join(f"['{n}'] = '{v}'" for n, v in headers(caller).items()) for caller in range(CALLERS)]
-    made = "\n".join(f"  made[{i}] = wrk.format('POST', path, {{{f}}}, body)" for i, f in enumerate(fields))
-    return (
-        f"local made, turn, body, path = {{}}, 0, [[{json.dumps(SMALL)}]], '/v1/chat/completions'\n"
-        f"function init(args)\n{made}\nend\n"
-        f"function request()\n  turn = (turn + 1) % {CALLERS}\n  return made[turn]\nend\n"
-    )
+    made = "\n".join(f"  make({i}, {{{f}}})" for i, f in enumerate(fields))
+    return f"""
+local known, before, after = {{}}, {{}}, {{}}
+local count, began, trace = 0, os.time(), string.rep('@', 32)
+local function make(i, headers)
+  known[i] = wrk.format('POST', '/v1/chat/completions', headers, [[{json.dumps(SMALL)}]])
+  headers['Traceparent'] = '00-' .. trace .. '-0123456789abcdef-01'
+  local text = wrk.format('POST', '/v1/chat/completions', headers, [[{json.dumps(SMALL)}]])
+  local at = string.find(text, trace, 1, true)
+  before[i], after[i] = string.sub(text, 1, at - 1), string.sub(text, at + 32)
+end
+function init(args)
+{made}
+end
+function request()
+  count = count + 1
+  local turn = count % {CALLERS}
+  if (count + math.floor(count / {CALLERS})) % {NEW_HEADS} ~= 0 then return known[turn] end
+  return before[turn] .. string.format('%016x%016x', began, count) .. after[turn]
+end
+"""
 
 
 def _seconds(text: str) -> float:

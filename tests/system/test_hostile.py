@@ -131,8 +131,12 @@ def still_serves(gateway: GatewayProcess) -> None:
 def test_slow_clients_keep_their_places_no_longer_than_allowed() -> None:
     limits = ("connections=50", "header_seconds=2", "linger_seconds=0.2")
     with GatewayProcess(FAST, *limits) as gateway, contextlib.ExitStack() as stack:
-        raws = [stack.enter_context(gateway.raw()) for _ in range(50)]
         is_ended = threading.Event()
+        with gateway.frozen():  # however long it takes to come: their clocks start when all are there
+            raws = [stack.enter_context(gateway.raw()) for _ in range(50)]
+            for raw in raws:
+                raw.send(b"GET /health HTTP/1.1\r\nX-A: ")
+            late = stack.enter_context(gateway.raw())
 
         def dribble() -> None:
             while not is_ended.wait(0.1):
@@ -140,14 +144,10 @@ def test_slow_clients_keep_their_places_no_longer_than_allowed() -> None:
                     with contextlib.suppress(OSError):
                         raw.send(b"x")
 
-        for raw in raws:
-            raw.send(b"GET /health HTTP/1.1\r\nX-A: ")
         thread = threading.Thread(target=dribble)
         thread.start()
         try:
-            wait_for(lambda: gateway.state()["connections"] == 50, "all places are taken")
-            with gateway.raw() as late:
-                assert late.answer()[0] == 503
+            assert late.answer()[0] == 503, "all places are taken"
             wait_for(lambda: gateway.state()["connections"] == 0, "they are cut off, though bytes come")
             still_serves(gateway)
         finally:

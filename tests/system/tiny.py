@@ -42,11 +42,16 @@ engine:
 
 
 @contextmanager
-def tiny_vllm(spec: str, python: Path = ENGINE) -> Iterator[Stokerd]:
-    """The daemon, once the deployment of *spec* is ready. *python* is the interpreter that has vllm."""
+def tiny_vllm(spec: str, python: Path = ENGINE, weights: Path | None = None) -> Iterator[Stokerd]:
+    """The daemon, once the deployment of *spec* is ready. *python* is the interpreter that has vllm.
+
+    With *weights*, the model is another one.
+    """
     with Stokerd(python=str(python)) as running:
-        weights = running.root / "tiny"
-        subprocess.run([python, REPOSITORY / "tests/system/tiny_model.py", weights], check=True, capture_output=True)
+        if weights is None:
+            weights = running.root / "tiny"
+            make = [python, REPOSITORY / "tests/system/tiny_model.py", weights]
+            subprocess.run(make, check=True, capture_output=True)
         running.apply("{kind: model, name: tiny}")
         running.client.request("POST", "/v1/models/tiny/versions", json={"path": str(weights)})
         running.apply(spec)
