@@ -18,8 +18,6 @@ from stokerd.store.store import Store
 from stokerd.telemetry.metrics import Metrics
 from tests.unit.state import make_state_db
 
-NOW = time.monotonic()
-
 
 class Nobody:
     """What a link is not asked for here."""
@@ -35,7 +33,7 @@ def link(tmp_path: Path) -> GatewayLink:
 def former(link: GatewayLink, told_seconds_ago: float, **state: Any) -> GatewayWorker:
     """A worker that others have replaced, which said that of itself."""
     worker = link._make(WorkerName(0, "00000000"), is_leaving=True)
-    worker._state, worker.told_at = state, NOW - told_seconds_ago
+    worker._state, worker.told_at = state, time.monotonic() - told_seconds_ago
     return worker
 
 
