@@ -78,10 +78,17 @@ class Control:
         """From now on no client is taken any more."""
         self.listen = ""
 
-    async def hand_in(self, seconds: float) -> None:
-        """Give who reads what was measured so long for taking the rest of it."""
+    async def hand_in(self, seconds: float, *, awaits_reader: bool) -> None:
+        """Give who reads what was measured so long for taking the rest of it.
+
+        *awaits_reader*: also one who was here once, and may come again.
+        """
         deadline = monotonic() + seconds
-        while monotonic() < deadline and any(s.is_wanted for s in self._sources.values()):  # noqa: ASYNC110 (time, too)
+
+        def has_to_wait() -> bool:
+            return any(s.is_wanted or (awaits_reader and s.is_left) for s in self._sources.values())
+
+        while monotonic() < deadline and has_to_wait():  # noqa: ASYNC110 (time, too)
             await asyncio.sleep(_LOOK_SECONDS)
 
     def sweep(self, now: float) -> None:
@@ -150,6 +157,11 @@ class _Source:
         self.buffer = buffer
         self.readers = 0
         self.read_at = -math.inf
+
+    @property
+    def is_left(self) -> bool:
+        """There is something to read, and somebody who read once."""
+        return len(self.buffer) > 0 and self.read_at > 0
 
     @property
     def is_wanted(self) -> bool:

@@ -29,6 +29,9 @@ LINGER_SECONDS = 10.0
 """After another worker has taken over, idle clients may send one request more on their connection for so long."""
 HANDSHAKE_SECONDS = 1.0  # the least of that where connections may still be shaking hands
 HAND_IN_SECONDS = 2.0
+"""How long a worker that was told to end waits for somebody to read what it measured."""
+TAKEN_HAND_IN_SECONDS = 120.0
+"""The same after another worker has taken over: then there is a daemon, though it may be away for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,9 @@ class Worker:
         if self._gateway.exchanges:
             self._gateway.break_off()
             await self._is_asked_to_end(limits.linger_seconds, self._are_gone())
-        await self._control.hand_in(HAND_IN_SECONDS)
+        is_taken = self._is_taken.is_set()
+        seconds = TAKEN_HAND_IN_SECONDS if is_taken else HAND_IN_SECONDS
+        await self._is_asked_to_end(seconds, self._control.hand_in(seconds, awaits_reader=is_taken))
 
     async def _are_gone(self, at_least_seconds: float = 0.0) -> None:
         """All connections are. Those that still shake hands aren't counted: for them it waits *at least* so long."""
