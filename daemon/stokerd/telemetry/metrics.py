@@ -166,7 +166,7 @@ class Metrics:
     async def all_records(self, deployment: str, *, since: float, limit: int) -> tuple[list[Record], int]:
         """As `records`, with the `records_stored` that they amount to: `recent` after it has none of them, and no gap.
 
-        Writers wait meanwhile (a second or so for 200,000): it is for who begins to follow, and then lives by `recent`.
+        Writers wait meanwhile (two seconds for 200,000): it is for who begins to follow, and then lives by `recent`.
         """
         found = await self._database.read(
             lambda c: traffic.read(c, deployment, since=since, arms=None, errors_only=False, limit=limit), in_turn=True
