@@ -435,6 +435,20 @@ class GatewayProcess:
             raw.close()
 
 
+def refused(gateway: GatewayProcess, replica: Replica, text: str) -> int:
+    """The status with which the gateway refuses a request: with a reason, and as the last on its connection."""
+    gateway.route(arm("stable", 100, replica))
+    with gateway.raw() as raw:
+        raw.send(text.encode("latin-1"))
+        status, headers, body = raw.answer()
+        assert headers["connection"] == "close"
+        assert json.loads(body)["error"]["message"]
+        raw.sock.shutdown(socket.SHUT_WR)
+        assert raw.rest() == b""
+    assert not replica.seen
+    return status
+
+
 class Raw:
     """A bare connection, for what no HTTP client would send."""
 
