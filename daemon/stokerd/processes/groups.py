@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from stoker.types.host import NO_MEMORY_OF_TREES
 from stokerd.processes.group import PREFIX, Group, folder_name, process_of
 from stokerd.processes.states import Bounds
 
 log = logging.getLogger(__name__)
 
 CONTROLLERS = ("memory", "cpu", "pids")
-NO_MEMORY_OF_TREES = "memory is bounded for each single process"
-"""What `Groups.message` says where a tree may take more memory than its bound; `stoker doctor` looks for it."""
 _MAKE_ATTEMPTS = 5  # a shim that removed the last group may remove the folder above, just while we make one in it
 
 

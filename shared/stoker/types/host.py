@@ -8,6 +8,9 @@ from pydantic import Field
 
 from stoker.types.base import Strict, Time
 
+NO_MEMORY_OF_TREES = "memory is bounded for each single process"
+"""What `Host.limits` says where a tree of processes may take more memory than its bound."""
+
 
 class Lease(Strict):
     """A durable claim on a device: whole, or so many bytes of its memory."""

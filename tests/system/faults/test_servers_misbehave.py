@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from stoker.types.host import NO_MEMORY_OF_TREES
 from stoker.types.serving import Deployment, Replica
 from stoker.types.training import Failed, Run
-from stokerd.processes.groups import NO_MEMORY_OF_TREES
 from tests.harness import state_of, wait_for
 from tests.system.faults import census
 from tests.system.faults.callers import Callers, ask

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 
 from stoker.cli.checks.finding import Finding, Look
+from stoker.types.host import NO_MEMORY_OF_TREES
 
 _OLDEST = (5, 4)  # pidfds that can be waited for
 _MIN_WATCHES, _MIN_INSTANCES = 8192, 128
-_NO_MEMORY_OF_TREES = "memory is bounded for each single process"  # as the daemon's sentence on limits has it
 _STA_UNSYNC, _TIME_ERROR = 0x40, 5
 _BUILT = 1_767_225_600.0  # 2026-01-01: an earlier time is surely wrong
 
@@ -43,7 +43,7 @@ def cgroups(look: Look) -> Iterator[Finding]:
     hint = "Let systemd run the daemon (`stoker install-service`): it gives it cgroups of its own."
     if look.host is not None and look.host.limits:
         message = f"limits of runs and servers are enforced by {look.host.limits}."
-        if _NO_MEMORY_OF_TREES in look.host.limits:
+        if NO_MEMORY_OF_TREES in look.host.limits:
             yield Finding("cgroups", "warn", message, hint)
         else:
             yield Finding("cgroups", "ok", message)
