@@ -123,7 +123,8 @@ class Plan:
             arm = self._drawn(call)
             if self.max_callers and arm is not self.stable:
                 caller = call.caller
-                return arm if caller and callers.admit(self.salt, caller, self.max_callers) else self.stable
+                if not caller or not callers.admit(self.salt, caller, self.max_callers):
+                    return self.stable  # not remembered: that he can't be noted now may pass
         if call.is_known_by_head:
             sender.plan, sender.arm = self, arm
         return arm

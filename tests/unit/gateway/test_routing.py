@@ -122,6 +122,24 @@ def test_no_more_callers_than_the_cap_meet_the_candidate() -> None:
     assert arm_of(plan_of(100, max_callers=1000), call_of(), callers) == "stable"  # nobody knows who that is
 
 
+class Doorkeeper(Callers):
+    """Lets nobody in at first, as where nobody can be noted, then everybody; ``asked`` counts."""
+
+    asked = 0
+
+    def admit(self, salt: bytes, caller: bytes, cap: int) -> bool:
+        self.asked += 1
+        return self.asked > 1
+
+
+def test_who_was_let_in_under_a_cap_is_remembered_with_what_he_sends_and_who_was_not_is_asked_for_again() -> None:
+    plan, call, door = plan_of(100, max_callers=3), call_of(b"ada"), Doorkeeper(None)
+    assert [arm_of(plan, call, door) for _ in range(4)] == ["stable", "candidate", "candidate", "candidate"]
+    assert door.asked == 2
+    assert arm_of(plan_of(100, max_callers=3), call, door) == "candidate"
+    assert door.asked == 3, "another table asks anew"
+
+
 def test_another_salt_deals_the_callers_anew() -> None:
     keys = [b"caller-%d" % i for i in range(400)]
     arms = [[arm_of(plan_of(50, salt=salt), call_of(k)) for k in keys] for salt in ("a", "b")]
